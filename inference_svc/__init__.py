@@ -1,0 +1,1 @@
+"""Floor 2: a worker, one engine behind the gRPC contract."""

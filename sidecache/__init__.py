@@ -1,0 +1,1 @@
+"""Sidecache: what a client installs. Start at :class:`sidecache.client.SidecacheClient`."""

@@ -1,0 +1,148 @@
+"""The canonical key of a request: where an answer may be used, and to what.
+
+The key is a pure function of the request, the tenant and the model that would
+answer: the same in every process, on every Python version and every machine.
+It is built from length-prefixed bytes, so no two different requests can be
+written the same way, and hashed with BLAKE2b.
+
+``scope`` holds everything but the last user turn: tenant, namespace, model and
+checkpoint revision, adapter, tools, history, sampling. ``exact`` adds that turn.
+Similarity may only ever be asked inside one scope.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sidecache.v1 import inference_pb2 as pb
+
+# Part of every key: raise it when the meaning of a field changes, and no older
+# entry is ever found again.
+KEY_VERSION = 1
+_PERSON = b"sidecache-key"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """What a request is, as far as its answer is concerned.
+
+    Attributes:
+        scope: 32 bytes; everything but the last user turn.
+        exact: 32 bytes; the whole request.
+        semantic_text: the last user turn, to be compared by meaning inside the
+            scope. Empty when the request is not a chat that ends with one: a raw
+            completion or a list of token ids has no turn to compare.
+    """
+
+    scope: bytes
+    exact: bytes
+    semantic_text: str
+
+
+def request_key(
+    request: pb.GenerateRequest, *, tenant: str, model: str, revision: str
+) -> RequestKey:
+    """Compute the key of a request whose defaults are resolved.
+
+    Args:
+        request: with ``max_tokens`` and ``n`` set, since an unset one means
+            another number on another router. ``continuation``, ``priority`` and
+            the cache control (but for its namespace) do not change an answer and
+            are not part of the key.
+        tenant: from the caller's credentials.
+        model: the resolved model name, not the one asked for.
+        revision: the checkpoint's fingerprint; a new one must miss.
+    """
+    scope = hashlib.blake2b(digest_size=32, person=_PERSON)
+    scope.update(_scope_bytes(request, tenant, model, revision))
+    kind = request.WhichOneof("prompt") or ""
+    turn, semantic_text = _last_turn(request, kind)
+    if kind == "chat":
+        messages = request.chat.messages
+        history = messages[:-1] if semantic_text else messages
+        scope.update(_join(part.encode() for m in history for part in (m.role, m.content)))
+    exact = hashlib.blake2b(digest_size=32, person=_PERSON)
+    exact.update(_join((scope.digest(), kind.encode(), turn)))
+    return RequestKey(scope.digest(), exact.digest(), semantic_text)
+
+
+def is_repeatable(request: pb.GenerateRequest) -> bool:
+    """Whether asking again would give the same answer: greedy or seeded decoding."""
+    sampling = request.sampling
+    return sampling.temperature == 0 or sampling.HasField("seed")
+
+
+def _last_turn(request: pb.GenerateRequest, kind: str) -> tuple[bytes, str]:
+    """The bytes that only the exact key holds, and the text similarity may compare."""
+    match kind:
+        case "text":
+            return request.text.encode(), ""
+        case "token_ids":
+            ids = request.token_ids.ids
+            return struct.pack(f"<{len(ids)}I", *ids), ""
+        case "chat" if request.chat.messages and request.chat.messages[-1].role == "user":
+            content = request.chat.messages[-1].content
+            return content.encode(), content
+        case _:
+            return b"", ""
+
+
+def _scope_bytes(request: pb.GenerateRequest, tenant: str, model: str, revision: str) -> bytes:
+    sampling = request.sampling
+    greedy = sampling.temperature == 0
+    numbers = struct.pack(
+        "<4Id2d",
+        KEY_VERSION,
+        request.max_tokens,
+        request.n,
+        # Unset and 0 differ: no log-probabilities, or the chosen token's own.
+        request.logprobs + 1 if request.HasField("logprobs") else 0,
+        sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
+        # Adding 0.0 makes -0.0 and 0.0 one.
+        sampling.presence_penalty + 0.0,
+        sampling.frequency_penalty + 0.0,
+    )
+    # Greedy decoding looks at none of these, so they do not split its answers.
+    sampler = (
+        b""
+        if greedy
+        else struct.pack(
+            "<2dI?Q",
+            sampling.temperature,
+            sampling.top_p if sampling.HasField("top_p") else 1.0,
+            sampling.top_k,
+            sampling.HasField("seed"),
+            sampling.seed,
+        )
+    )
+    guided = request.guided
+    grammar = guided.WhichOneof("grammar") or ""
+    return _join(
+        (
+            numbers,
+            sampler,
+            tenant.encode(),
+            request.cache.namespace.encode(),
+            model.encode(),
+            revision.encode(),
+            request.adapter.encode(),
+            (request.WhichOneof("prompt") or "").encode(),
+            grammar.encode(),
+            getattr(guided, grammar).encode() if grammar else b"",
+            # The first stop string met ends the text, whatever their order.
+            _join(stop.encode() for stop in sorted(set(request.stop))),
+            _join(
+                part.encode()
+                for tool in request.chat.tools
+                for part in (tool.name, tool.description, tool.parameters_json_schema)
+            ),
+        )
+    )
+
+
+def _join(parts: Iterable[bytes]) -> bytes:
+    """Length-prefixed concatenation with a count: one reading only."""
+    kept = list(parts)
+    lengths = struct.pack(f"<{len(kept) + 1}Q", len(kept), *map(len, kept))
+    return lengths + b"".join(kept)
