@@ -1,0 +1,177 @@
+"""The router's side of the cache: fails open, and never costs more than its deadline."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+from google.protobuf import duration_pb2
+
+from router.breaker import Breaker
+from router.settings import CacheSettings
+from router.ticket import Ticket
+from sidecache.v1 import cache_pb2, cache_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+# Answers stored in one call.
+_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A stored answer that may be served."""
+
+    tier: cache_pb2.Tier
+    entry_id: str
+    age: duration_pb2.Duration
+    answer: cache_pb2.Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """No stored answer, and why: a MissReason's name, or what ails the cache."""
+
+    reason: str
+
+
+class Cache(Protocol):
+    """What the request path asks of a cache."""
+
+    async def lookup(self, ticket: Ticket) -> Hit | Miss:
+        """Return a stored answer if there is one; a sick cache is a Miss."""
+        ...
+
+    def store_soon(self, ticket: Ticket, answer: cache_pb2.Answer | None) -> None:
+        """Keep a whole answer, in the background; None is what may not be kept."""
+        ...
+
+    async def run(self) -> None:
+        """Do the background work until cancelled."""
+        ...
+
+
+class NoCache:
+    """A router without a sidecar."""
+
+    async def lookup(self, ticket: Ticket) -> Hit | Miss:  # noqa: ARG002 - there is none to ask
+        return Miss("off")
+
+    def store_soon(self, ticket: Ticket, answer: cache_pb2.Answer | None) -> None:
+        pass
+
+    async def run(self) -> None:
+        pass
+
+
+class CacheClient:
+    """A cache sidecar behind a deadline, a breaker and a bounded queue."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, settings: CacheSettings, clock: Callable[[], float]
+    ) -> None:
+        self._stub = cache_pb2_grpc.CacheServiceStub(channel)
+        self._settings = settings
+        self._breaker = Breaker(settings.failures_to_open, settings.open_s, clock)
+        self._pending: deque[cache_pb2.StoreEntry] = deque()
+        self._pending_bytes = 0
+        self._has_pending = asyncio.Event()
+        self.stores_dropped = 0
+
+    async def lookup(self, ticket: Ticket) -> Hit | Miss:
+        if ticket.key is None or not ticket.may_look_up:
+            return Miss("not_asked")
+        if not self._breaker.admit():
+            return Miss("open")
+        cache = ticket.request.cache
+        request = cache_pb2.LookupRequest(key=_wire_key(ticket))
+        if cache.HasField("max_age"):
+            request.max_age.CopyFrom(cache.max_age)
+        if cache.HasField("min_similarity"):
+            request.min_similarity = cache.min_similarity
+        try:
+            answer = await self._stub.Lookup(
+                request, timeout=min(self._settings.lookup_timeout_s, ticket.timeout_s)
+            )
+        except grpc.aio.AioRpcError as error:
+            self._breaker.failed()
+            return Miss(error.code().name.lower())
+        self._breaker.succeeded()
+        if answer.HasField("hit") and answer.hit.answer.finished:
+            hit = answer.hit
+            return Hit(hit.tier, hit.entry_id, hit.age, hit.answer)
+        return Miss(_reason_name(answer.miss.reason))
+
+    def store_soon(self, ticket: Ticket, answer: cache_pb2.Answer | None) -> None:
+        if answer is None or ticket.key is None or not ticket.may_store:
+            return
+        cache = ticket.request.cache
+        entry = cache_pb2.StoreEntry(key=_wire_key(ticket), answer=answer, tags=cache.tags)
+        if cache.HasField("ttl"):
+            entry.ttl.CopyFrom(cache.ttl)
+        size = entry.ByteSize()
+        full = len(self._pending) >= self._settings.max_pending_stores
+        if full or self._pending_bytes + size > self._settings.max_pending_bytes:
+            self.stores_dropped += 1
+            return
+        self._pending.append(entry)
+        self._pending_bytes += size
+        self._has_pending.set()
+
+    async def run(self) -> None:
+        """Store what is pending, many answers a call, until cancelled."""
+        while True:
+            await self._has_pending.wait()
+            batch = [self._pending.popleft() for _ in range(min(_BATCH, len(self._pending)))]
+            self._pending_bytes -= sum(entry.ByteSize() for entry in batch)
+            if not self._pending:
+                self._has_pending.clear()
+            await self._store(batch)
+
+    async def flush(self) -> None:
+        """Store what is still pending; for a drain, whose bound is the caller's."""
+        while self._pending:
+            batch = [self._pending.popleft() for _ in range(min(_BATCH, len(self._pending)))]
+            await self._store(batch)
+
+    async def stats(self) -> cache_pb2.GetStatsResponse | None:
+        """The sidecar's figures, or None where it does not answer."""
+        try:
+            return await self._stub.GetStats(
+                cache_pb2.GetStatsRequest(), timeout=self._settings.store_timeout_s
+            )
+        except grpc.aio.AioRpcError:
+            return None
+
+    async def _store(self, batch: list[cache_pb2.StoreEntry]) -> None:
+        if self._breaker.is_open:
+            self.stores_dropped += len(batch)
+            return
+        try:
+            await self._stub.Store(
+                cache_pb2.StoreRequest(entries=batch), timeout=self._settings.store_timeout_s
+            )
+        except grpc.aio.AioRpcError as error:
+            self.stores_dropped += len(batch)
+            log.warning("answers not stored: %s", error.code().name, extra={"answers": len(batch)})
+
+
+def _wire_key(ticket: Ticket) -> cache_pb2.CacheKey:
+    key = ticket.key
+    if key is None:
+        raise ValueError("this request has no cache key")
+    return cache_pb2.CacheKey(
+        tenant=ticket.tenant,
+        namespace=ticket.request.cache.namespace,
+        model=ticket.model.name,
+        scope=key.scope,
+        exact=key.exact,
+        semantic_text=key.semantic_text,
+    )
+
+
+def _reason_name(reason: cache_pb2.MissReason) -> str:
+    return cache_pb2.MissReason.Name(reason).removeprefix("MISS_REASON_").lower()

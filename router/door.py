@@ -1,0 +1,109 @@
+"""The door: nothing is looked up, leased or counted for a caller it did not let in."""
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from router.auth import Authenticator, Principal
+from router.model import ServedModel
+from router.pool import WorkerPool
+from router.settings import LimitSettings
+from router.ticket import Ticket
+from router.validation import check_tokenizable, validate
+from sidecache.key import is_repeatable, request_key
+from sidecache.v1 import inference_pb2 as pb
+
+_LOOKS_UP = frozenset(
+    (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_DEFAULT, pb.CACHE_MODE_ONLY_IF_CACHED)
+)
+_STORES = frozenset((pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_DEFAULT, pb.CACHE_MODE_NO_CACHE))
+
+
+class Door:
+    """Authenticates a call, resolves and checks its request, and writes the ticket."""
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        pool: WorkerPool,
+        limits: LimitSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        self.authenticator = authenticator
+        self._pool = pool
+        self._limits = limits
+        self._clock = clock
+        # A request id names its router, so that the stream can be found again.
+        self._instance = secrets.token_hex(4)
+
+    def identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> Principal:
+        """Say who calls.
+
+        Raises:
+            Unauthenticated: no credentials, or unknown ones.
+        """
+        return self.authenticator.authenticate(context.invocation_metadata() or ())
+
+    def open(
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Ticket:
+        """Let a generation in, or raise what is wrong with it.
+
+        Raises:
+            Unauthenticated: no credentials, or unknown ones.
+            ModelNotFound: nobody serves the model.
+            InvalidRequest: a field is out of its range.
+        """
+        opened_at = self._clock()
+        principal = self.identify(context)
+        model = self._pool.model(request.model)
+        request.model = model.name
+        if not request.HasField("max_tokens"):
+            request.max_tokens = min(self._limits.default_max_tokens, model.context_length)
+        if not request.HasField("n"):
+            request.n = 1
+        validate(request, model, self._limits)
+        return self._write_ticket(request, context, principal, model, opened_at)
+
+    def open_tokenize(
+        self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> ServedModel:
+        """Let a Tokenize call in; raises as :meth:`open` does."""
+        self.identify(context)
+        model = self._pool.model(request.model)
+        request.model = model.name
+        check_tokenizable(request, self._limits)
+        return model
+
+    def _write_ticket(
+        self,
+        request: pb.GenerateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+        principal: Principal,
+        model: ServedModel,
+        opened_at: float,
+    ) -> Ticket:
+        mode = request.cache.mode
+        cacheable = is_repeatable(request) or request.cache.allow_sampled
+        may_look_up = cacheable and mode in _LOOKS_UP
+        may_store = cacheable and mode in _STORES and not request.cache.no_store
+        key = None
+        if may_look_up or may_store:
+            key = request_key(
+                request, tenant=principal.tenant, model=model.name, revision=model.revision
+            )
+        remaining_s = context.time_remaining()
+        limit_s = self._limits.max_request_s
+        return Ticket(
+            request_id=f"{self._instance}-{secrets.token_hex(8)}",
+            tenant=principal.tenant,
+            request=request,
+            model=model,
+            key=key,
+            may_look_up=may_look_up,
+            may_store=may_store,
+            timeout_s=limit_s if remaining_s is None else min(remaining_s, limit_s),
+            opened_at=opened_at,
+        )

@@ -1,0 +1,233 @@
+"""The workers: found, watched, and leased to one stream at a time."""
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from router.model import ServedModel
+from router.policy import RoutingPolicy
+from router.settings import PoolSettings
+from router.targets import DNS_PREFIX, check_target, resolve
+from router.worker import State, Worker
+from sidecache.errors import InvalidRequest, ModelNotFound, NoHealthyWorker, NotFound
+from sidecache.v1 import worker_pb2
+
+log = logging.getLogger(__name__)
+
+_HEALTH_SERVICE = "sidecache.v1.InferenceService"
+
+
+class WorkerPool:
+    """Every worker of every target, and which of them are ready.
+
+    Args:
+        targets: what :mod:`router.targets` reads.
+        connect: opens an instrumented channel to an address.
+        default_model: for requests that name none; empty: the only one served.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[str],
+        settings: PoolSettings,
+        policy: RoutingPolicy,
+        connect: Callable[[str], grpc.aio.Channel],
+        clock: Callable[[], float],
+        default_model: str = "",
+    ) -> None:
+        self._targets = [check_target(target) for target in targets]
+        self._settings = settings
+        self._policy = policy
+        self._connect = connect
+        self._clock = clock
+        self._default_model = default_model
+        self._workers: dict[str, Worker] = {}
+        self._models: dict[str, ServedModel] = {}
+        self._ready: dict[ServedModel, list[Worker]] = {}
+        self._leases_given = 0
+        self._contacted: set[str] = set()
+        self._first_contact = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow every target until cancelled, then close every channel."""
+        async with asyncio.TaskGroup() as tasks:
+            for target in self._targets:
+                tasks.create_task(self._follow_target(target, tasks))
+
+    async def wait_for_first_contact(self) -> None:
+        """Return once every known worker has answered or failed to, bounded."""
+        if self._targets:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.probe_timeout_s):
+                    await self._first_contact.wait()
+
+    @property
+    def workers(self) -> list[Worker]:
+        """All workers, ready or not, in the order they were found."""
+        return list(self._workers.values())
+
+    def models(self) -> list[tuple[ServedModel, int]]:
+        """Every model known, with the number of workers ready to serve it."""
+        return [(model, len(self._ready.get(model, ()))) for model in self._models.values()]
+
+    def default_model(self) -> str:
+        """The model of requests that name none; empty if that is ambiguous."""
+        if not self._default_model and len(self._models) == 1:
+            return next(iter(self._models))
+        return self._default_model
+
+    def model(self, name: str) -> ServedModel:
+        """The model of that name, or the default one for an empty name.
+
+        A model stays known while its workers are gone: the cache may still
+        answer for it.
+
+        Raises:
+            ModelNotFound: no worker serves or has served it.
+            InvalidRequest: no name, and several models to choose from.
+            NoHealthyWorker: nothing is known yet about any worker.
+        """
+        model = self._models.get(name or self.default_model())
+        if model is not None:
+            return model
+        served = ", ".join(sorted(self._models))
+        if not served:
+            raise NoHealthyWorker("no worker has answered yet")
+        if not name:
+            raise InvalidRequest(f"empty; several are served: {served}", field="model")
+        raise ModelNotFound(
+            f"model {name[:128]!r} is not served; there are: {served}",
+            kind="model",
+            name=name[:128],
+        )
+
+    @contextmanager
+    def lease(self, model: ServedModel, avoid: Collection[Worker] = ()) -> Iterator[Worker]:
+        """Hold a worker for one stream.
+
+        Raises:
+            NoHealthyWorker: none of the model's workers outside ``avoid`` is ready.
+        """
+        candidates = self._ready.get(model, ())
+        if avoid:
+            candidates = [worker for worker in candidates if worker not in avoid]
+        if not candidates:
+            raise NoHealthyWorker(f"no worker of {model.name} is ready")
+        worker = self._policy.choose(candidates)
+        self._leases_given += 1
+        worker.last_lease = self._leases_given
+        worker.leases += 1
+        try:
+            yield worker
+        finally:
+            worker.leases -= 1
+
+    def suspect(self, worker: Worker) -> None:
+        """Give the worker no stream until its health watch speaks for it again."""
+        if worker.state is State.READY:
+            log.warning("worker lost", extra={"worker": worker.name})
+            self._set_state(worker, State.UNHEALTHY)
+
+    def set_cordon(self, name: str, *, cordoned: bool) -> Worker:
+        """Give a worker no new streams, or give it some again.
+
+        Raises:
+            NotFound: there is no worker of that name or address.
+        """
+        for worker in self._workers.values():
+            if name in (worker.name, worker.address):
+                worker.cordoned = cordoned
+                self._index()
+                return worker
+        known = ", ".join(worker.name for worker in self._workers.values()) or "none"
+        raise NotFound(f"no worker {name[:128]!r}; there are: {known}", kind="worker", name=name)
+
+    async def _follow_target(self, target: str, tasks: asyncio.TaskGroup) -> None:
+        """Keep a watch over each address a target stands for, as they come and go."""
+        watches: dict[str, asyncio.Task[None]] = {}
+        while True:
+            try:
+                addresses = await resolve(target)
+            except OSError as error:
+                log.warning("cannot resolve %s: %s", target, error)
+                addresses = frozenset(watches)
+            for address in addresses - watches.keys():
+                if len(self._workers) < self._settings.max_workers:
+                    watches[address] = tasks.create_task(self._watch(address))
+            for address in watches.keys() - addresses:
+                watches.pop(address).cancel()
+            if not target.startswith(DNS_PREFIX):
+                return
+            await asyncio.sleep(self._settings.resolve_interval_s)
+
+    async def _watch(self, address: str) -> None:
+        """Keep one worker's state true for as long as its address is known."""
+        channel = self._connect(address)
+        worker = self._workers[address] = Worker(address, channel, self._clock)
+        backoff_s = self._settings.min_backoff_s
+        try:
+            while True:
+                if await self._follow_health(worker):
+                    backoff_s = self._settings.min_backoff_s
+                self._set_state(worker, State.UNHEALTHY)
+                self._note_contact(address)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, self._settings.max_backoff_s)
+        finally:
+            del self._workers[address]
+            self._index()
+            await channel.close(grace=None)
+
+    async def _follow_health(self, worker: Worker) -> bool:
+        """Follow the worker's health until it is lost; say whether it was ever found."""
+        try:
+            worker.introduce(
+                await worker.facts.GetModel(
+                    worker_pb2.GetModelRequest(), timeout=self._settings.probe_timeout_s
+                )
+            )
+        except grpc.aio.AioRpcError as error:
+            log.debug("worker at %s does not answer: %s", worker.address, error.code())
+            return False
+        watch = worker.health.Watch(health_pb2.HealthCheckRequest(service=_HEALTH_SERVICE))
+        try:
+            async for answer in watch:
+                serving = answer.status == health_pb2.HealthCheckResponse.SERVING
+                self._set_state(worker, State.READY if serving else State.UNHEALTHY)
+                self._note_contact(worker.address)
+        except grpc.aio.AioRpcError as error:
+            log.warning("worker lost: %s", error.code(), extra={"worker": worker.name})
+        finally:
+            watch.cancel()
+        return True
+
+    def _set_state(self, worker: Worker, state: State) -> None:
+        if worker.state is not state:
+            log.info("worker is %s", state.value, extra={"worker": worker.name})
+            worker.state = state
+        self._index()
+
+    def _note_contact(self, address: str) -> None:
+        self._contacted.add(address)
+        if self._contacted >= self._workers.keys():
+            self._first_contact.set()
+
+    def _index(self) -> None:
+        """Say again which workers are ready for which model.
+
+        Where one model's workers differ (a rolling change of checkpoint), the
+        kind that most of them have is the one requests are keyed and sent to.
+        """
+        ready: defaultdict[ServedModel, list[Worker]] = defaultdict(list)
+        for worker in self._workers.values():
+            if worker.model is not None and worker.is_ready:
+                ready[worker.model].append(worker)
+        self._ready = dict(ready)
+        for model in sorted(ready, key=lambda m: (len(ready[m]), m.revision, m.engine_build)):
+            self._models[model.name] = model

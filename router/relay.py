@@ -1,0 +1,130 @@
+"""A miss: the stream of a worker, passed on token by token.
+
+Before the first token another worker may take over unseen, or, once `started`
+was sent, with a `migrated` at offset 0. After it, what broke cannot be told from
+what was lost, and the stream ends with ABORTED.
+"""
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from router.pool import WorkerPool
+from router.settings import LimitSettings
+from router.stall import StallGuard
+from router.tape import Tape
+from router.ticket import Ticket
+from router.worker import Worker
+from sidecache.errors import (
+    EngineFailed,
+    NoHealthyWorker,
+    Overloaded,
+    SidecacheError,
+    StreamInterrupted,
+    Unavailable,
+    from_rpc_error,
+)
+from sidecache.v1 import inference_pb2 as pb
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# Workers tried for one request, the first one included.
+_MAX_ATTEMPTS = 3
+
+
+class Relay:
+    """Streams answers from leased workers to clients."""
+
+    def __init__(self, pool: WorkerPool, limits: LimitSettings) -> None:
+        self._pool = pool
+        self._limits = limits
+
+    async def stream(self, ticket: Ticket, tape: Tape, context: Context) -> Worker:
+        """Pass one whole generation on, and return the worker that ended it.
+
+        Raises:
+            NoHealthyWorker: nothing was sent; nobody could take the request.
+            Overloaded: nothing was sent; every worker's queue was full.
+            StreamInterrupted: tokens were sent and the worker was lost.
+            SidecacheError: what the worker itself found wrong with the request.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + ticket.timeout_s
+        tried: list[Worker] = []
+        failure: SidecacheError | None = None
+        while len(tried) < _MAX_ATTEMPTS:
+            try:
+                with self._pool.lease(ticket.model, tried) as worker:
+                    if tape.started:
+                        await context.write(_migrated(tried[-1], worker))
+                    tried.append(worker)
+                    await self._follow(worker, ticket, tape, context, deadline - loop.time())
+                    return worker
+            except NoHealthyWorker as error:
+                raise failure or error from error
+            except (Unavailable, Overloaded) as error:
+                if tape.tokens:
+                    raise StreamInterrupted(
+                        f"the worker was lost after {tape.tokens} tokens: {error}"
+                    ) from error
+                failure = error
+        raise failure or NoHealthyWorker(f"no worker of {ticket.model.name} is ready")
+
+    async def _follow(
+        self, worker: Worker, ticket: Ticket, tape: Tape, context: Context, timeout_s: float
+    ) -> None:
+        """Pass on one worker's events until its stream has ended well."""
+        call = worker.inference.Generate(
+            ticket.request,
+            timeout=max(0.0, timeout_s),
+            metadata=(("x-request-id", ticket.request_id),),
+        )
+        limits = self._limits
+        try:
+            with StallGuard(limits.worker_silence_s, limits.reader_stall_s) as guard:
+                while (event := await call.read()) is not grpc.aio.EOF:
+                    if self._passes(event, ticket, tape):
+                        guard.waits_for_reader()
+                        await context.write(event)
+                        guard.waits_for_worker()
+        except grpc.aio.AioRpcError as error:
+            raise self._blame(worker, error) from error
+        finally:
+            # Frees the engine's slot whatever ended the stream here; a no-op at its own end.
+            call.cancel()
+        if not tape.is_complete:
+            raise EngineFailed(f"worker {worker.name} ended its stream too early")
+
+    def _passes(self, event: pb.GenerateResponse, ticket: Ticket, tape: Tape) -> bool:
+        """Note what an event says; whether the client is to see it."""
+        match event.WhichOneof("event"):
+            case "delta":
+                tape.take(event.delta)
+            case "finished":
+                tape.finish(event.finished)
+            case "started":
+                if event.started.model_revision != ticket.model.revision:
+                    # It was restarted with another checkpoint since it was chosen.
+                    raise EngineFailed(f"worker {event.started.worker} serves another revision")
+                if tape.started:
+                    return False
+                tape.started = True
+            case _:
+                pass
+        return True
+
+    def _blame(self, worker: Worker, error: grpc.aio.AioRpcError) -> SidecacheError:
+        """What a worker's failed call means for the request, and for the worker."""
+        failure = from_rpc_error(error)
+        if type(failure) is Unavailable:
+            # gRPC's own word, not the worker's: the connection is gone.
+            self._pool.suspect(worker)
+            return EngineFailed(f"worker {worker.name}: {failure}")
+        return failure
+
+
+def _migrated(old: Worker, new: Worker) -> pb.GenerateResponse:
+    return pb.GenerateResponse(
+        migrated=pb.Migrated(from_worker=old.name, to_worker=new.name, offset=0)
+    )

@@ -1,0 +1,76 @@
+"""Cuts a stream off when one of its sides has been silent for too long.
+
+Costs two assignments a message and one timer a stream; re-arming a timer for
+every message, as asyncio.timeout would, is what this avoids.
+"""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from sidecache.errors import EngineFailed, StreamInterrupted
+
+
+class StallGuard:
+    """Bounds the two waits of a relay: for the worker, and for the reader.
+
+    A context manager around the relay, which says before each wait whom it
+    waits for. A wait over its bound cancels the task inside the block, and the
+    block raises what that wait stands for.
+
+    Raises:
+        EngineFailed: from the block; the worker sent nothing for ``worker_s``.
+        StreamInterrupted: from the block; the client took nothing for ``reader_s``.
+    """
+
+    def __init__(self, worker_s: float, reader_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._worker_s = worker_s
+        self._reader_s = reader_s
+        self._on_reader = False
+        self._since = self._loop.time()
+        self._fired = False
+
+    def waits_for_worker(self) -> None:
+        """The next wait is for a message of the worker."""
+        self._on_reader = False
+        self._since = self._loop.time()
+
+    def waits_for_reader(self) -> None:
+        """The next wait is for the client to take a message."""
+        self._on_reader = True
+        self._since = self._loop.time()
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a stall guard needs a task to watch")
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._timer = self._loop.call_at(
+            self._since + min(self._worker_s, self._reader_s), self._check
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        # Fired, and nobody else cancelled the task meanwhile: the cancellation is ours.
+        if self._fired and self._task.uncancel() <= self._cancelling:
+            if self._on_reader:
+                raise StreamInterrupted(
+                    f"cut off: the client read nothing for {self._reader_s:g} s"
+                ) from error
+            raise EngineFailed(f"the worker sent nothing for {self._worker_s:g} s") from error
+
+    def _check(self) -> None:
+        due = self._since + (self._reader_s if self._on_reader else self._worker_s)
+        if self._loop.time() >= due:
+            self._fired = True
+            self._task.cancel()
+        else:
+            self._timer = self._loop.call_at(due, self._check)

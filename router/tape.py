@@ -1,0 +1,101 @@
+"""What a stream has sent so far: checked as it passes, kept if it may be stored."""
+
+from collections.abc import Iterable
+
+from router.ticket import Ticket
+from sidecache.errors import BrokenInvariant
+from sidecache.v1 import cache_pb2
+from sidecache.v1 import inference_pb2 as pb
+
+# A stored answer is replayed in pieces of at most this many tokens.
+_PIECE_TOKENS = 32
+
+# Fixed part of a delta's size on the wire, and bytes of one token id at most.
+_DELTA_BYTES = 16
+_TOKEN_BYTES = 5
+
+# Answers that were cut off by nobody: only these are whole.
+_WHOLE = frozenset((pb.FINISH_REASON_STOP, pb.FINISH_REASON_LENGTH))
+
+
+class Tape:
+    """The events of one stream, in order.
+
+    Attributes:
+        started: whether the client knows who answers.
+        tokens: tokens sent, all choices together.
+    """
+
+    def __init__(self, ticket: Ticket, max_answer_bytes: int) -> None:
+        self._choices = ticket.request.n
+        self._offsets = [0] * self._choices
+        self._records = ticket.may_store
+        self._max_bytes = max_answer_bytes
+        self._bytes = 0
+        self._deltas: list[pb.Delta] = []
+        self._finished: list[pb.Finished] = []
+        self.started = False
+        self.tokens = 0
+
+    def take(self, delta: pb.Delta) -> None:
+        """Check that a delta goes on where its choice stands, and keep it.
+
+        Raises:
+            BrokenInvariant: the worker lost, repeated or reordered tokens.
+        """
+        choice = delta.choice
+        if choice >= self._choices or delta.offset != self._offsets[choice]:
+            expected = self._offsets[choice] if choice < self._choices else "no such choice"
+            raise BrokenInvariant(
+                f"the worker sent offset {delta.offset} of choice {choice}; expected {expected}"
+            )
+        count = len(delta.token_ids)
+        self._offsets[choice] += count
+        self.tokens += count
+        if self._records:
+            self._record(delta, count)
+
+    def finish(self, finished: pb.Finished) -> None:
+        """Keep the end of a choice."""
+        self._finished.append(finished)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every choice has ended."""
+        return len(self._finished) == self._choices
+
+    @property
+    def finished(self) -> Iterable[pb.Finished]:
+        """The ends of the choices, in the order they came."""
+        return self._finished
+
+    def answer(self, worker: str, revision: str) -> cache_pb2.Answer | None:
+        """The whole answer, or None where it may not be stored."""
+        if not self._records or any(end.reason not in _WHOLE for end in self._finished):
+            return None
+        return cache_pb2.Answer(
+            deltas=self._deltas,
+            finished=self._finished,
+            model_revision=revision,
+            worker=worker,
+        )
+
+    def _record(self, delta: pb.Delta, count: int) -> None:
+        self._bytes += _DELTA_BYTES + _TOKEN_BYTES * count + len(delta.text)
+        if self._bytes > self._max_bytes:
+            # Too large to store: let go of it at once rather than at the end.
+            self._records = False
+            self._deltas.clear()
+            return
+        last = self._deltas[-1] if len(self._deltas) > 1 else None
+        if (
+            last is not None
+            and last.choice == delta.choice
+            and len(last.token_ids) + count <= _PIECE_TOKENS
+        ):
+            last.token_ids.extend(delta.token_ids)
+            last.text += delta.text
+            last.logprobs.extend(delta.logprobs)
+        else:
+            # The first stays alone, so that a replay's first token comes at once.
+            self._deltas.append(delta)

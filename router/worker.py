@@ -1,0 +1,67 @@
+"""One worker as the router knows it: its channel, what it serves, how busy it is."""
+
+import enum
+from collections.abc import Callable
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from router.model import ServedModel
+from sidecache.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
+
+
+class State(enum.Enum):
+    """Whether a worker may get new streams."""
+
+    CONNECTING = "connecting"
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+
+
+class Worker:
+    """A worker and the streams this router has there.
+
+    Attributes:
+        name: the worker's own, once it has introduced itself; until then its address.
+        leases: streams this router has there now.
+        last_lease: number of the newest lease, of all the pool has given.
+        cordoned: an operator's word; running streams go on.
+    """
+
+    def __init__(self, address: str, channel: grpc.aio.Channel, clock: Callable[[], float]) -> None:
+        self.address = address
+        self.name = address
+        self.channel = channel
+        self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
+        self.facts = worker_pb2_grpc.WorkerServiceStub(channel)
+        self.health = health_pb2_grpc.HealthStub(channel)
+        self.model: ServedModel | None = None
+        self.epoch = ""
+        self.leases = 0
+        self.last_lease = 0
+        self.cordoned = False
+        self._clock = clock
+        self._state = State.CONNECTING
+        self.state_since = clock()
+
+    @property
+    def state(self) -> State:
+        """What is known of its health."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        if state is not self._state:
+            self._state = state
+            self.state_since = self._clock()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it may get a new stream."""
+        return self._state is State.READY and not self.cordoned
+
+    def introduce(self, answer: worker_pb2.GetModelResponse) -> None:
+        """Take in what the worker says of itself; a new epoch is a new worker."""
+        self.model = ServedModel.from_worker(answer)
+        self.name = answer.worker or self.address
+        self.epoch = answer.epoch
