@@ -1,0 +1,275 @@
+"""The async client.
+
+Ask, and read the answer as it is made::
+
+    from sidecache.client import SidecacheClient
+
+    async with SidecacheClient("127.0.0.1:7070", api_key=key) as client:
+        async with client.generate("What is the capital of France?") as stream:
+            async for piece in stream.text():
+                print(piece, end="", flush=True)
+        print(stream.started.source, stream.ttft_s)
+
+or wait for all of it::
+
+        answer = await client.complete("What is the capital of France?", max_tokens=32)
+        print(answer.text, answer.source.name, answer.trace_id)
+
+Everything that goes wrong is a class of :mod:`sidecache.errors`. One client
+serves any number of concurrent calls over one connection; it belongs to the
+event loop it was opened in.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self, TypeVar, Unpack
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry import trace
+
+from sidecache.errors import InvalidRequest, from_rpc_error
+from sidecache.generate_request import GenerateOptions, Prompt, build_request, chat_messages
+from sidecache.generation import Choice, Completion, FinishReason, GenerationStream, Source
+from sidecache.transport import ClientTls, open_channel
+from sidecache.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
+from sidecache.v1 import inference_pb2 as pb
+from sidecache.v1.inference_pb2 import CacheControl, ChatMessage, GenerateResponse
+from sidecache.version import version
+
+__all__ = [
+    "CacheControl",
+    "ChatMessage",
+    "Choice",
+    "ClientTls",
+    "Completion",
+    "FinishReason",
+    "GenerateOptions",
+    "GenerateResponse",
+    "GenerationStream",
+    "SidecacheClient",
+    "Source",
+]
+
+GENERATE_TIMEOUT_S = 600.0
+UNARY_TIMEOUT_S = 10.0
+
+Response = TypeVar("Response")
+
+
+class _Stubs(NamedTuple):
+    """The services of one open channel."""
+
+    inference: "inference_pb2_grpc.InferenceServiceAsyncStub"
+    admin: "admin_pb2_grpc.AdminServiceAsyncStub"
+    health: health_pb2_grpc.HealthStub
+
+
+class SidecacheClient:
+    """A connection to a router (or to a worker: both serve the same service).
+
+    Args:
+        address: ``host:port``, ``[v6]:port`` or ``unix:/path``.
+        api_key: sent as ``authorization: Bearer …`` with every call.
+        tls: None chooses: plaintext to this machine, TLS to any other. True is
+            TLS with gRPC's own authorities, False is plaintext.
+        allow_plaintext: send the API key in plaintext to another machine. Only
+            where the network itself is trusted.
+        tracer_provider: instead of OpenTelemetry's global one.
+        timeout_s: the deadline of a generation that names none.
+
+    Raises:
+        InvalidRequest: the key holds characters that a header cannot.
+        SetupError: on entering: the key would travel in plaintext, or a TLS file
+            cannot be read. A server that is not there shows in the first call,
+            as ``Unavailable``.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        tls: ClientTls | bool | None = None,
+        allow_plaintext: bool = False,
+        tracer_provider: trace.TracerProvider | None = None,
+        timeout_s: float = GENERATE_TIMEOUT_S,
+    ) -> None:
+        self.address = address
+        self._metadata = _credentials(api_key)
+        self._tls = tls
+        self._allow_plaintext = allow_plaintext
+        self._timeout_s = timeout_s
+        self._tracer = trace.get_tracer("sidecache.client", version(), tracer_provider)
+        self._channel: grpc.aio.Channel | None = None
+        self._stubs: _Stubs | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._channel is not None:
+            raise RuntimeError("this client is open already; open another one")
+        channel = open_channel(
+            self.address,
+            tls=self._tls,
+            has_api_key=bool(self._metadata),
+            allow_plaintext=self._allow_plaintext,
+        )
+        self._channel = channel
+        self._stubs = _Stubs(
+            inference_pb2_grpc.InferenceServiceStub(channel),
+            admin_pb2_grpc.AdminServiceStub(channel),
+            health_pb2_grpc.HealthStub(channel),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection; whatever is still running on it is cancelled."""
+        channel, self._channel, self._stubs = self._channel, None, None
+        if channel is not None:
+            await channel.close(None)
+
+    def generate(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> GenerationStream:
+        """Stream one generation; use the result in ``async with``.
+
+        Args:
+            prompt: a string is one user turn of a chat; a sequence is the chat's
+                messages (``ChatMessage``, or mappings with role and content).
+                ``text=`` or ``token_ids=`` take its place.
+            timeout_s: the deadline of the whole generation; it reaches the engine.
+            options: see :class:`GenerateOptions`.
+
+        Raises:
+            InvalidRequest: at once, for what no server needs to see. Every other
+                error comes from iterating over the stream.
+        """
+        return self.stream(build_request(prompt, options), timeout_s=timeout_s)
+
+    async def complete(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Wait for a whole answer; takes what :meth:`generate` takes.
+
+        Raises:
+            SidecacheError: whatever ended the generation before its end.
+        """
+        async with self.generate(prompt, timeout_s=timeout_s, **options) as stream:
+            return await stream.complete()
+
+    def stream(
+        self, request: pb.GenerateRequest, *, timeout_s: float | None = None
+    ) -> GenerationStream:
+        """Stream a generation whose request you built yourself, any field of it."""
+        return GenerationStream(
+            self._open.inference.Generate,
+            request,
+            metadata=self._metadata,
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+            tracer=self._tracer,
+            address=self.address,
+        )
+
+    async def models(self, *, timeout_s: float = UNARY_TIMEOUT_S) -> list[pb.Model]:
+        """The models that can be asked for now."""
+        stub = self._open.inference.ListModels
+        return list((await self._call(stub, pb.ListModelsRequest(), timeout_s)).models)
+
+    async def tokenize(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        text: str | None = None,
+        model: str = "",
+        timeout_s: float = UNARY_TIMEOUT_S,
+    ) -> list[int]:
+        """The token ids the model would see.
+
+        Args:
+            prompt: a chat, rendered with the model's own template.
+            text: instead of it: tokenized as it stands.
+            model: a name from :meth:`models`; the router's default when empty.
+            timeout_s: the deadline of the call.
+        """
+        if (prompt is None) == (text is None):
+            raise InvalidRequest("give either prompt or text", field="prompt")
+        request = pb.TokenizeRequest(model=model)
+        if prompt is not None:
+            request.chat.messages.extend(chat_messages(prompt))
+        elif text is not None:
+            request.text = text
+        stub = self._open.inference.Tokenize
+        return list((await self._call(stub, request, timeout_s)).token_ids)
+
+    async def health(self, service: str = "", *, timeout_s: float = UNARY_TIMEOUT_S) -> bool:
+        """Whether the server, or one service of it, is ready to serve.
+
+        Raises:
+            Unavailable: no server answers at this address.
+            NotFound: the server knows no such service.
+        """
+        request = health_pb2.HealthCheckRequest(service=service)
+        stub = self._open.health.Check  # type: ignore[attr-defined]  # untyped stubs
+        response = await self._call(stub, request, timeout_s)
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def workers(self, *, timeout_s: float = UNARY_TIMEOUT_S) -> list[admin_pb2.WorkerStatus]:
+        """The router's workers and their state; needs a key with admin rights."""
+        stub = self._open.admin.ListWorkers
+        response = await self._call(stub, admin_pb2.ListWorkersRequest(), timeout_s)
+        return list(response.workers)
+
+    async def set_cordon(
+        self, worker: str, *, cordoned: bool, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> admin_pb2.WorkerStatus:
+        """Give a worker no new streams, or again some; needs a key with admin rights."""
+        stub = self._open.admin.SetCordon
+        request = admin_pb2.SetCordonRequest(worker=worker, cordoned=cordoned)
+        return (await self._call(stub, request, timeout_s)).worker
+
+    async def cache_stats(
+        self, *, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> admin_pb2.GetCacheStatsResponse:
+        """The cache sidecar's figures, and whether it is reachable; needs admin rights."""
+        stub = self._open.admin.GetCacheStats
+        return await self._call(stub, admin_pb2.GetCacheStatsRequest(), timeout_s)
+
+    @property
+    def _open(self) -> "_Stubs":
+        if self._stubs is None:
+            raise RuntimeError("this client is not open: use `async with SidecacheClient(…)`")
+        return self._stubs
+
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[Response]],
+        request: object,
+        timeout_s: float,
+    ) -> Response:
+        try:
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+
+def _credentials(api_key: str | None) -> Sequence[tuple[str, str]]:
+    if api_key is None:
+        return ()
+    if not api_key.isascii() or not api_key.isprintable() or api_key != api_key.strip():
+        raise InvalidRequest("an API key is printable ASCII without spaces around", field="api_key")
+    return (("authorization", f"Bearer {api_key}"),)

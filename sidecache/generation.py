@@ -1,0 +1,292 @@
+"""One generation, as its client sees it: a checked stream, or a whole answer."""
+
+import asyncio
+import enum
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import grpc
+from opentelemetry import trace
+
+from sidecache.errors import (
+    BrokenInvariant,
+    Cancelled,
+    SidecacheError,
+    from_rpc_error,
+)
+from sidecache.generation_span import GenerationSpan
+from sidecache.stream_order import StreamOrder
+from sidecache.v1 import inference_pb2 as pb
+
+MAX_ANSWER_BYTES = 64 << 20
+"""A whole answer larger than this is refused rather than gathered in memory."""
+
+GenerateMethod = grpc.aio.UnaryStreamMultiCallable[pb.GenerateRequest, pb.GenerateResponse]
+
+
+class _OpenEnum(enum.IntEnum):
+    """A proto enum; a value that a newer server invented reads as UNSPECIFIED."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self:  # noqa: ARG003  the enum protocol's signature
+        return cls(0)
+
+
+class Source(_OpenEnum):
+    """Where an answer came from; equal to the contract's numbers."""
+
+    UNSPECIFIED = pb.SOURCE_UNSPECIFIED
+    ENGINE = pb.SOURCE_ENGINE
+    EXACT = pb.SOURCE_EXACT
+    SEMANTIC = pb.SOURCE_SEMANTIC
+    COALESCED = pb.SOURCE_COALESCED
+
+
+class FinishReason(_OpenEnum):
+    """Why a choice ended; equal to the contract's numbers."""
+
+    UNSPECIFIED = pb.FINISH_REASON_UNSPECIFIED
+    STOP = pb.FINISH_REASON_STOP
+    LENGTH = pb.FINISH_REASON_LENGTH
+    FILTERED = pb.FINISH_REASON_FILTERED
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the answers to one prompt.
+
+    Attributes:
+        text: the whole text.
+        token_ids: the ids it was made of.
+        finish_reason: why it ended.
+        usage: prompt and completion tokens, as the server counted them.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    usage: pb.Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer; ``text`` and its companions are those of the first choice.
+
+    Attributes:
+        choices: one for each of the ``n`` that were asked for.
+        source: the engine, one of the cache's tiers, or another caller's stream.
+        request_id: the router's name for this request.
+        worker: who generated it; empty for an answer from the cache.
+        model: the model that answered.
+        trace_id: hex; empty where the server has telemetry off.
+        ttft_s: seconds from the call to the first token; None if there was none.
+        duration_s: seconds from the call to the end of the stream.
+        cache_entry_id: the cache entry that answered; empty otherwise.
+    """
+
+    choices: list[Choice]
+    source: Source
+    request_id: str
+    worker: str
+    model: str
+    trace_id: str
+    ttft_s: float | None
+    duration_s: float
+    cache_entry_id: str
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The first choice's token ids."""
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the first choice ended."""
+        return self.choices[0].finish_reason
+
+    @property
+    def usage(self) -> pb.Usage:
+        """Token counts of the first choice."""
+        return self.choices[0].usage
+
+
+class GenerationStream:
+    """The events of one generation; leaving its ``async with`` block cancels the rest.
+
+    Iterate over it for ``GenerateResponse`` events, over :meth:`text` for the
+    first choice's text as it grows, or await :meth:`complete` for what is left as
+    a whole. Every event's order and offset was checked before it is handed out.
+
+    Attributes:
+        started: the first event, once it came: source, worker, request and trace id.
+        ttft_s: seconds from the call to the first token, once it came.
+    """
+
+    def __init__(
+        self,
+        method: GenerateMethod,
+        request: pb.GenerateRequest,
+        *,
+        metadata: Sequence[tuple[str, str]],
+        timeout_s: float,
+        tracer: trace.Tracer,
+        address: str,
+    ) -> None:
+        self.started: pb.Started | None = None
+        self.ttft_s: float | None = None
+        self._method = method
+        self._request = request
+        self._metadata = metadata
+        self._timeout_s = timeout_s
+        self._tracer = tracer
+        self._address = address
+        self._order = StreamOrder(request.n or 1)
+        self._call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse] | None = None
+        self._span: GenerationSpan | None = None
+        self._ended = False
+        self._cancelled = False
+        self._started_at = 0.0
+
+    async def __aenter__(self) -> Self:
+        if self._call is not None:
+            raise RuntimeError("a generation runs once; call generate() again for another")
+        self._span = GenerationSpan(self._tracer, self._request, self._address)
+        self._started_at = time.perf_counter()
+        self._call = self._method(
+            self._request,
+            timeout=self._timeout_s,
+            metadata=(*self._metadata, *self._span.metadata()),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._ended:
+            self._end(Cancelled("the caller left before the end"))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> pb.GenerateResponse:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            event = await self._read()
+            if event is None:
+                self._order.check_end()
+            else:
+                self._order.check(event)
+        except SidecacheError as error:
+            self._end(error)
+            raise
+        if event is None:
+            self._end(None)
+            raise StopAsyncIteration
+        self._note(event)
+        return event
+
+    async def text(self, choice: int = 0) -> AsyncIterator[str]:
+        """The pieces of one choice's text, each as soon as it is readable."""
+        async for event in self:
+            if event.HasField("delta") and event.delta.choice == choice and event.delta.text:
+                yield event.delta.text
+
+    def cancel(self) -> None:
+        """Give up from another task: whoever iterates gets ``errors.Cancelled``."""
+        self._cancelled = True
+        if self._call is not None:
+            self._call.cancel()
+
+    async def complete(self) -> Completion:
+        """Gather everything that is still to come.
+
+        Called before anything was iterated, this is the whole answer.
+
+        Raises:
+            SidecacheError: the generation failed, or is beyond MAX_ANSWER_BYTES.
+        """
+        num_choices = self._request.n or 1
+        pieces: list[list[str]] = [[] for _ in range(num_choices)]
+        ids: list[list[int]] = [[] for _ in range(num_choices)]
+        finished = [pb.Finished() for _ in range(num_choices)]
+        size = 0
+        async for event in self:
+            if event.HasField("delta"):
+                pieces[event.delta.choice].append(event.delta.text)
+                ids[event.delta.choice].extend(event.delta.token_ids)
+                size += event.ByteSize()
+            elif event.HasField("finished"):
+                finished[event.finished.choice] = event.finished
+            if size > MAX_ANSWER_BYTES:
+                raise BrokenInvariant(f"the answer is beyond {MAX_ANSWER_BYTES} bytes")
+        return self._completion(
+            [
+                Choice("".join(p), i, FinishReason(f.reason), f.usage)
+                for p, i, f in zip(pieces, ids, finished, strict=True)
+            ]
+        )
+
+    def _completion(self, choices: list[Choice]) -> Completion:
+        started = self.started or pb.Started()
+        return Completion(
+            choices=choices,
+            source=Source(started.source),
+            request_id=started.request_id,
+            worker=started.worker,
+            model=started.model,
+            trace_id=started.trace_id,
+            ttft_s=self.ttft_s,
+            duration_s=time.perf_counter() - self._started_at,
+            cache_entry_id=started.cache_entry_id,
+        )
+
+    async def _read(self) -> pb.GenerateResponse | None:
+        """The next event, or None at the end of a stream that went well."""
+        if self._call is None:
+            raise RuntimeError("enter the generation first: `async with client.generate(…)`")
+        try:
+            event = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        except asyncio.CancelledError:
+            # grpc.aio reports our own cancel() as if the reading task were cancelled.
+            task = asyncio.current_task()
+            if self._cancelled and task is not None and not task.cancelling():
+                raise Cancelled("cancelled by the caller") from None
+            raise
+        return event if isinstance(event, pb.GenerateResponse) else None
+
+    def _note(self, event: pb.GenerateResponse) -> None:
+        if event.HasField("delta"):
+            if self.ttft_s is None:
+                self.ttft_s = time.perf_counter() - self._started_at
+                if self._span is not None:
+                    self._span.record_first_token(self.ttft_s)
+            return
+        if event.HasField("started"):
+            self.started = event.started
+        if self._span is not None:
+            self._span.record(event)
+
+    def _end(self, error: SidecacheError | None) -> None:
+        """Free the call and end the span; nothing of this generation lives on."""
+        self._ended = True
+        if self._call is not None:
+            # A no-op on a call that is done; an abandoned one would hold the engine.
+            self._call.cancel()
+        if self._span is not None:
+            if error is not None:
+                self._span.fail(error)
+            self._span.end()

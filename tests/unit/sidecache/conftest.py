@@ -1,0 +1,76 @@
+"""A real grpc.aio server whose Generate plays what a test tells it to."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2_grpc
+
+from sidecache.errors import SidecacheError, to_status
+from sidecache.v1 import inference_pb2 as pb
+from sidecache.v1 import inference_pb2_grpc
+
+Context = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
+Script = Callable[[Context], Awaitable[None]]
+
+
+@dataclass
+class ScriptedService(inference_pb2_grpc.InferenceServiceServicer):
+    """Plays ``script``; remembers what it was sent and when a call ended."""
+
+    script: Script | None = None
+    requests: list[pb.GenerateRequest] = field(default_factory=list)
+    metadata: list[dict[str, str | bytes]] = field(default_factory=list)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    address: str = ""
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata() or ()))
+        assert self.script is not None
+        try:
+            await self.script(context)
+        except SidecacheError as error:
+            status = to_status(error)
+            context.set_trailing_metadata(
+                (("grpc-status-details-bin", status.SerializeToString()),)
+            )
+            await context.abort(error.code, error.text)
+        finally:
+            self.ended.set()
+
+    async def Attach(self, request: pb.AttachRequest, context: object) -> None:
+        raise NotImplementedError
+
+    async def ListModels(
+        self, _request: pb.ListModelsRequest, _context: object
+    ) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[pb.Model(name="scripted", is_default=True)])
+
+    async def Tokenize(self, request: pb.TokenizeRequest, _context: object) -> pb.TokenizeResponse:
+        text = request.text or request.chat.messages[0].content
+        return pb.TokenizeResponse(token_ids=list(text.encode()))
+
+
+@asynccontextmanager
+async def serving(service: ScriptedService) -> AsyncIterator[str]:
+    """The address of a running server; the server is stopped on leaving."""
+    server = grpc.aio.server()
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[ScriptedService]:
+    scripted = ScriptedService()
+    async with serving(scripted) as scripted.address:
+        yield scripted
