@@ -1,0 +1,279 @@
+"""The server edge: trace context in, one span and one duration, errors to status.
+
+One wrapper does all of it, because each further interceptor costs the request
+path microseconds.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
+from contextvars import ContextVar
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import grpc
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind
+
+from observability import names
+from observability.interceptors.calls import SERVER_FAULTS, Method, duration_histogram, end_span
+from observability.telemetry import Telemetry
+from observability.tracing import current_trace_id, remote_parent
+from sidecache.errors import BrokenInvariant, InvalidRequest, SidecacheError, to_status
+
+logger = logging.getLogger(__name__)
+
+Behavior = Callable[[Any, Any], Awaitable[Any]]
+if TYPE_CHECKING:  # generic in the stubs only
+    Handler = grpc.RpcMethodHandler[Any, Any]
+else:
+    Handler = grpc.RpcMethodHandler
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+
+# Standard services: polled all day long, and no part of anybody's request.
+_UNOBSERVED: Final = ("/grpc.health.", "/grpc.reflection.")
+_STATUS_DETAILS: Final = "grpc-status-details-bin"
+_CODE_BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class _Call:
+    """One running call."""
+
+    __slots__ = ("method", "span", "started")
+
+    def __init__(self, method: Method, span: Span, started: float) -> None:
+        self.method = method
+        self.span = span
+        self.started = started
+
+
+# Set by intercept_service, read by the handler: gRPC runs both in one context,
+# which belongs to this call alone.
+_running: ContextVar[_Call] = ContextVar("sidecache_server_call")
+
+
+class _Malformed:
+    """Stands for a request whose bytes are no message of its type.
+
+    A deserializer that raises would end in UNKNOWN with the decoder's own text,
+    and write a traceback for every bad client.
+    """
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def invalid_request(self) -> InvalidRequest:
+        found = "a string that is not UTF-8" if "UTF-8" in str(self.error) else "malformed bytes"
+        return InvalidRequest(f"the request holds {found}; it must be this method's message")
+
+
+class ServerEdge(grpc.aio.ServerInterceptor):
+    """Observes every call and turns every error into its status.
+
+    Comes first, so that the interceptors behind it run inside the trace and may
+    raise SidecacheError as handlers do.
+    """
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._calls = telemetry.calls
+        self._duration = duration_histogram(
+            telemetry.meter, names.RPC_SERVER_CALL_DURATION, "Duration of calls served"
+        )
+        # By path; bounded by the methods served, since unknown ones are not kept.
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+        self._methods: dict[str, Method] = {}
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        path: str = handler_call_details.method
+        if path.startswith(_UNOBSERVED):
+            return await continuation(handler_call_details)
+        self._begin(path, handler_call_details.invocation_metadata)
+        try:
+            handler = await continuation(handler_call_details)
+        except SidecacheError as error:
+            handler = _refusal(error)
+        return self._observed(path, handler)
+
+    def _begin(self, path: str, metadata: Any) -> None:
+        started = perf_counter()
+        method = self._methods.get(path) or Method(path)
+        caller = self._calls.accept(remote_parent(metadata))
+        span = self._calls.start(method.name, SpanKind.SERVER, caller, method.span_attributes)
+        # Never detached: the context ends with the call.
+        otel_context.attach(trace.set_span_in_context(span))
+        _running.set(_Call(method, span, started))
+
+    def _observed(self, path: str, handler: Handler | None) -> Handler | None:
+        known = self._wrapped.get(path)
+        if known is not None and known[0] is handler:
+            return known[1]
+        if handler is None:
+            # gRPC itself refuses unknown methods.
+            self._finish(_running.get(), grpc.StatusCode.UNIMPLEMENTED)
+            return None
+        if handler.request_streaming:
+            raise NotImplementedError(f"{path} streams requests; no method of the contract does")
+        wrapped = self._wrap(handler)
+        self._wrapped[path] = (handler, wrapped)
+        self._methods[path] = _running.get().method
+        return wrapped
+
+    def _wrap(self, handler: Handler) -> Handler:
+        deserializer = _tolerant(handler.request_deserializer)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._observe(_as_coroutine(handler.unary_stream)),
+                deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._observe(handler.unary_unary), deserializer, handler.response_serializer
+        )
+
+    def _observe(self, behavior: Behavior) -> Behavior:
+        async def observed(request: Any, context: Any) -> Any:
+            call = _running.get()
+            try:
+                if type(request) is _Malformed:
+                    raise request.invalid_request()
+                response = await behavior(request, context)
+            except BaseException as error:
+                await self._fail(call, error, context)
+            code = context.code()
+            self._finish(call, _CODE_BY_NUMBER[code] if code else grpc.StatusCode.OK)
+            return response
+
+        return observed
+
+    async def _fail(self, call: _Call, error: BaseException, context: Any) -> NoReturn:
+        """End the call as its error demands; always raises."""
+        match _gist(error):
+            case SidecacheError() as ours:
+                self._finish(call, ours.code, ours.reason)
+                await _abort(context, ours)
+            case grpc.aio.AbortError():
+                self._finish(call, _CODE_BY_NUMBER[context.code()])
+                raise error
+            case asyncio.CancelledError():
+                self._finish(call, _why_cancelled(call, context))
+                raise error
+            case grpc.aio.InternalError():
+                self._finish(call, grpc.StatusCode.CANCELLED)
+                # Nobody is left to answer; gRPC takes this as the quiet end of a call.
+                raise asyncio.CancelledError from error
+            case Exception() as bug:
+                logger.error("%s failed: a bug", call.method.name, exc_info=bug)
+                ours = BrokenInvariant(f"a bug in the service; report trace {current_trace_id()}")
+                call.span.set_attribute(names.EXCEPTION_TYPE, type(bug).__qualname__)
+                self._finish(call, ours.code, ours.reason)
+                await _abort(context, ours)
+            case other:  # KeyboardInterrupt, SystemExit
+                self._finish(call, grpc.StatusCode.INTERNAL)
+                raise other
+
+    def _finish(self, call: _Call, code: grpc.StatusCode, reason: str = "") -> None:
+        self._duration.record(perf_counter() - call.started, call.method.outcome(code))
+        if call.span.is_recording():
+            end_span(call.span, code, SERVER_FAULTS, reason)
+
+
+def is_client_gone(error: BaseException) -> bool:
+    """Whether this error says no more than that the caller vanished or cancelled.
+
+    A vanished caller shows as an InternalError from `context.write`, with
+    `context.cancelled()` still False; a TaskGroup wraps it in a group.
+    """
+    return isinstance(_gist(error), grpc.aio.InternalError | asyncio.CancelledError)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _gist(error: BaseException) -> BaseException:
+    """The one error of a group that decides its status: bugs first, cancels last."""
+    return min(_leaves(error), key=_rank)
+
+
+def _rank(error: BaseException) -> int:
+    match error:
+        case asyncio.CancelledError():
+            return 4
+        case grpc.aio.InternalError():
+            return 3
+        case SidecacheError():
+            return 2
+        case Exception():
+            return 1
+        case _:
+            return 0
+
+
+def _why_cancelled(call: _Call, context: Any) -> grpc.StatusCode:
+    """DEADLINE_EXCEEDED when the time was used up, else CANCELLED."""
+    remaining = context.time_remaining()
+    if remaining is None:
+        return grpc.StatusCode.CANCELLED
+    # The wire rounds a timeout up by up to 1 %, so the caller's expires first
+    # and arrives here as a cancel.
+    total = perf_counter() - call.started + remaining
+    expired = remaining <= 0.02 * total + 0.005
+    return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+
+
+async def _abort(context: Any, error: SidecacheError) -> NoReturn:
+    """Send the error's google.rpc.Status; raises to leave the handler."""
+    details = to_status(error).SerializeToString()
+    trailing = (*(context.trailing_metadata() or ()), (_STATUS_DETAILS, details))
+    try:
+        await context.abort(error.code, error.text, trailing)
+    except grpc.aio.InternalError as gone:
+        raise asyncio.CancelledError from gone
+    raise AssertionError  # pragma: no cover - abort always raises
+
+
+def _refusal(error: SidecacheError) -> Handler:
+    """Answers one call with an error that an interceptor behind the edge raised."""
+
+    async def refuse(_request: Any, _context: Any) -> NoReturn:
+        raise error
+
+    return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+def _tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """Hand on what cannot be parsed, for the handler's wrapper to refuse."""
+    if deserializer is None:
+        return None
+
+    def deserialize(raw: bytes) -> Any:
+        try:
+            return deserializer(raw)
+        except Exception as error:  # noqa: BLE001 - whatever a decoder raises means bad bytes
+            return _Malformed(error)
+
+    return deserialize
+
+
+def _as_coroutine(behavior: Any) -> Behavior:
+    """A generator handler as a coroutine, so that it is closed in its own task."""
+    if not inspect.isasyncgenfunction(behavior):
+        return behavior
+
+    async def write_all(request: Any, context: Any) -> None:
+        async with aclosing(behavior(request, context)) as messages:
+            async for message in messages:
+                await context.write(message)
+
+    return write_all
