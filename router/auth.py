@@ -60,7 +60,7 @@ class Authenticator(Protocol):
 class Insecure:
     """Everybody is the tenant ``default``. For loopback only; serve.py sees to it."""
 
-    def authenticate(self, metadata: Metadata) -> Principal:  # noqa: ARG002 - whatever it says
+    def authenticate(self, metadata: Metadata) -> Principal:
         return Principal("default", admin=True)
 
 

@@ -10,9 +10,7 @@ class Breaker:
     every one of them would have to wait for its answer.
     """
 
-    def __init__(
-        self, failures_to_open: int, open_s: float, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, failures_to_open: int, open_s: float, clock: Callable[[], float]) -> None:
         self._failures_to_open = failures_to_open
         self._open_s = open_s
         self._clock = clock

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf import duration_pb2
 
 from router.breaker import Breaker
-from router.settings import CacheSettings
+from router.settings import LookupSettings
 from router.ticket import Ticket
 from sidecache.v1 import cache_pb2, cache_pb2_grpc
 
@@ -25,7 +25,7 @@ _BATCH = 32
 class Hit:
     """A stored answer that may be served."""
 
-    tier: cache_pb2.Tier
+    tier: "cache_pb2.Tier.ValueType"
     entry_id: str
     age: duration_pb2.Duration
     answer: cache_pb2.Answer
@@ -57,7 +57,7 @@ class Cache(Protocol):
 class NoCache:
     """A router without a sidecar."""
 
-    async def lookup(self, ticket: Ticket) -> Hit | Miss:  # noqa: ARG002 - there is none to ask
+    async def lookup(self, ticket: Ticket) -> Hit | Miss:
         return Miss("off")
 
     def store_soon(self, ticket: Ticket, answer: cache_pb2.Answer | None) -> None:
@@ -71,7 +71,7 @@ class CacheClient:
     """A cache sidecar behind a deadline, a breaker and a bounded queue."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, settings: CacheSettings, clock: Callable[[], float]
+        self, channel: grpc.aio.Channel, settings: LookupSettings, clock: Callable[[], float]
     ) -> None:
         self._stub = cache_pb2_grpc.CacheServiceStub(channel)
         self._settings = settings
@@ -79,6 +79,8 @@ class CacheClient:
         self._pending: deque[cache_pb2.StoreEntry] = deque()
         self._pending_bytes = 0
         self._has_pending = asyncio.Event()
+        self._all_stored = asyncio.Event()
+        self._all_stored.set()
         self.stores_dropped = 0
 
     async def lookup(self, ticket: Ticket) -> Hit | Miss:
@@ -119,6 +121,7 @@ class CacheClient:
             return
         self._pending.append(entry)
         self._pending_bytes += size
+        self._all_stored.clear()
         self._has_pending.set()
 
     async def run(self) -> None:
@@ -127,15 +130,14 @@ class CacheClient:
             await self._has_pending.wait()
             batch = [self._pending.popleft() for _ in range(min(_BATCH, len(self._pending)))]
             self._pending_bytes -= sum(entry.ByteSize() for entry in batch)
+            await self._store(batch)
             if not self._pending:
                 self._has_pending.clear()
-            await self._store(batch)
+                self._all_stored.set()
 
     async def flush(self) -> None:
-        """Store what is still pending; for a drain, whose bound is the caller's."""
-        while self._pending:
-            batch = [self._pending.popleft() for _ in range(min(_BATCH, len(self._pending)))]
-            await self._store(batch)
+        """Return once nothing is left to store; how long to wait is the caller's to say."""
+        await self._all_stored.wait()
 
     async def stats(self) -> cache_pb2.GetStatsResponse | None:
         """The sidecar's figures, or None where it does not answer."""
@@ -173,5 +175,5 @@ def _wire_key(ticket: Ticket) -> cache_pb2.CacheKey:
     )
 
 
-def _reason_name(reason: cache_pb2.MissReason) -> str:
+def _reason_name(reason: "cache_pb2.MissReason.ValueType") -> str:
     return cache_pb2.MissReason.Name(reason).removeprefix("MISS_REASON_").lower()

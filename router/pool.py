@@ -195,7 +195,9 @@ class WorkerPool:
         except grpc.aio.AioRpcError as error:
             log.debug("worker at %s does not answer: %s", worker.address, error.code())
             return False
-        watch = worker.health.Watch(health_pb2.HealthCheckRequest(service=_HEALTH_SERVICE))
+        watch = worker.health.Watch(  # type: ignore[attr-defined]  # its stubs lack Watch
+            health_pb2.HealthCheckRequest(service=_HEALTH_SERVICE)
+        )
         try:
             async for answer in watch:
                 serving = answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -83,7 +83,7 @@ class Relay:
         limits = self._limits
         try:
             with StallGuard(limits.worker_silence_s, limits.reader_stall_s) as guard:
-                while (event := await call.read()) is not grpc.aio.EOF:
+                async for event in call:
                     if self._passes(event, ticket, tape):
                         guard.waits_for_reader()
                         await context.write(event)

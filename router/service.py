@@ -1,5 +1,6 @@
 """THE REQUEST PATH. One generation, from the door to the last token."""
 
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -33,6 +34,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         accounts: Accounts,
         limits: LimitSettings,
         max_answer_bytes: int,
+        clock: Callable[[], float],
     ) -> None:
         self._door = door
         self._admission = admission
@@ -42,6 +44,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._accounts = accounts
         self._limits = limits
         self._max_answer_bytes = max_answer_bytes
+        self._clock = clock
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Answer one prompt: from the cache if it knows, else from a worker."""
@@ -55,8 +58,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 case Miss() if ticket.only_if_cached:
                     raise NotCached("no stored answer, and only-if-cached was asked for")
                 case Miss():
-                    tape = Tape(ticket, self._max_answer_bytes)
-                    account.follows(tape)
+                    tape = account.follow(Tape(ticket, self._max_answer_bytes, self._clock))
                     worker = await self._relay.stream(ticket, tape, context)
                     answer = tape.answer(worker.name, ticket.model.revision)
                     self._cache.store_soon(ticket, answer)  # whole answers only

@@ -1,6 +1,6 @@
 """What a stream has sent so far: checked as it passes, kept if it may be stored."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 from router.ticket import Ticket
 from sidecache.errors import BrokenInvariant
@@ -24,9 +24,10 @@ class Tape:
     Attributes:
         started: whether the client knows who answers.
         tokens: tokens sent, all choices together.
+        first_token_at: the clock's time of the first of them.
     """
 
-    def __init__(self, ticket: Ticket, max_answer_bytes: int) -> None:
+    def __init__(self, ticket: Ticket, max_answer_bytes: int, clock: Callable[[], float]) -> None:
         self._choices = ticket.request.n
         self._offsets = [0] * self._choices
         self._records = ticket.may_store
@@ -34,8 +35,10 @@ class Tape:
         self._bytes = 0
         self._deltas: list[pb.Delta] = []
         self._finished: list[pb.Finished] = []
+        self._clock = clock
         self.started = False
         self.tokens = 0
+        self.first_token_at: float | None = None
 
     def take(self, delta: pb.Delta) -> None:
         """Check that a delta goes on where its choice stands, and keep it.
@@ -51,6 +54,8 @@ class Tape:
             )
         count = len(delta.token_ids)
         self._offsets[choice] += count
+        if self.first_token_at is None and count:
+            self.first_token_at = self._clock()
         self.tokens += count
         if self._records:
             self._record(delta, count)
@@ -65,7 +70,7 @@ class Tape:
         return len(self._finished) == self._choices
 
     @property
-    def finished(self) -> Iterable[pb.Finished]:
+    def finished(self) -> Sequence[pb.Finished]:
         """The ends of the choices, in the order they came."""
         return self._finished
 

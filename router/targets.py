@@ -18,9 +18,7 @@ def check_target(target: str) -> str:
         return target
     host, _, port = target.removeprefix(DNS_PREFIX).lstrip("/").rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise SetupError(
-            f"worker target {target!r}: may be host:port, unix:/path or dns:host:port"
-        )
+        raise SetupError(f"worker target {target!r}: may be host:port, unix:/path or dns:host:port")
     return target
 
 
@@ -37,6 +35,6 @@ async def resolve(target: str) -> frozenset[str]:
         host.strip("[]"), int(port), type=socket.SOCK_STREAM
     )
     return frozenset(
-        f"[{address[0]}]:{address[1]}" if family == socket.AF_INET6 else f"{address[0]}:{address[1]}"
+        f"[{address[0]!s}]:{port}" if family == socket.AF_INET6 else f"{address[0]!s}:{port}"
         for family, _, _, _, address in found
     )

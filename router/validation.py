@@ -12,6 +12,7 @@ from sidecache.errors import InvalidRequest, ModelNotFound
 from sidecache.key import is_repeatable
 from sidecache.v1 import inference_pb2 as pb
 
+MAX_REPETITION_PENALTY = 10
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -47,9 +48,7 @@ def validate(request: pb.GenerateRequest, model: ServedModel, limits: LimitSetti
         _check_cache(request, limits)
 
 
-def check_tokenizable(
-    request: pb.TokenizeRequest, limits: LimitSettings
-) -> None:
+def check_tokenizable(request: pb.TokenizeRequest, limits: LimitSettings) -> None:
     """Check the prompt of a Tokenize call.
 
     Raises:
@@ -75,7 +74,7 @@ def _check_prompt(request: pb.GenerateRequest, model: ServedModel, limits: Limit
             _check_chat(request.chat, limits)
         case "text":
             if not request.text:
-                raise InvalidRequest("empty; a completion needs at least one character", field="text")
+                raise InvalidRequest("empty; give at least one character", field="text")
         case "token_ids":
             _check_token_ids(request.token_ids, model)
         case _:
@@ -124,9 +123,12 @@ def _check_sampling(sampling: pb.SamplingParameters) -> None:
         raise InvalidRequest(f"{sampling.top_p:g}; may be above 0 up to 1", field="sampling.top_p")
     _in_range(sampling.presence_penalty, -2, 2, "sampling.presence_penalty")
     _in_range(sampling.frequency_penalty, -2, 2, "sampling.frequency_penalty")
-    if sampling.HasField("repetition_penalty") and not 0 < sampling.repetition_penalty <= 10:
+    if (
+        sampling.HasField("repetition_penalty")
+        and not 0 < sampling.repetition_penalty <= MAX_REPETITION_PENALTY
+    ):
         raise InvalidRequest(
-            f"{sampling.repetition_penalty:g}; may be above 0 up to 10",
+            f"{sampling.repetition_penalty:g}; may be above 0 up to {MAX_REPETITION_PENALTY}",
             field="sampling.repetition_penalty",
         )
 
@@ -192,7 +194,9 @@ def _check_cache(request: pb.GenerateRequest, limits: LimitSettings) -> None:
         if cache.HasField(name) and getattr(cache, name).ToNanoseconds() < 0:
             raise InvalidRequest("negative; may be 0 s or more", field=f"cache.{name}")
     if len(cache.tags) > limits.max_tags:
-        raise InvalidRequest(f"{len(cache.tags)} tags; at most {limits.max_tags}", field="cache.tags")
+        raise InvalidRequest(
+            f"{len(cache.tags)} tags; at most {limits.max_tags}", field="cache.tags"
+        )
     for field, value in (("namespace", cache.namespace), *(("tags", tag) for tag in cache.tags)):
         if len(value.encode()) > limits.max_name_bytes:
             raise InvalidRequest(

@@ -1,0 +1,111 @@
+"""The composition root: every part of the router, made once and joined."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import grpc
+
+from observability.channel import open_channel
+from observability.listening import is_local
+from observability.server import RunningServer, open_server
+from observability.telemetry import Telemetry
+from router.account import Accounts
+from router.admin import AdminServicer
+from router.admission import Admission
+from router.auth import Insecure
+from router.cache_client import CacheClient, NoCache
+from router.door import Door
+from router.policy import LeastLoaded
+from router.pool import WorkerPool
+from router.relay import Relay
+from router.service import InferenceServicer
+from router.settings import RouterSettings
+from router.watched_keys import WatchedKeys
+from sidecache.errors import SetupError
+from sidecache.v1 import admin_pb2_grpc, inference_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+SERVICES = ("sidecache.v1.InferenceService", "sidecache.v1.AdminService")
+
+
+@asynccontextmanager
+async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator[RunningServer]:
+    """Run a router until the block is left.
+
+    Raises:
+        SetupError: a setting that cannot work: the keys file, a target, the address.
+    """
+    clock = time.monotonic
+    keys = _credentials(settings)
+    pool = WorkerPool(
+        settings.workers,
+        settings.pool,
+        LeastLoaded(),
+        lambda address: open_channel(address, telemetry, settings.channels),
+        clock,
+        settings.default_model,
+    )
+    door = Door(keys or Insecure(), pool, settings.limits, clock)
+    async with _cache(settings, telemetry) as cache, asyncio.TaskGroup() as tasks:
+        background = [tasks.create_task(pool.run()), tasks.create_task(cache.run())]
+        if keys is not None:
+            background.append(tasks.create_task(keys.run()))
+        await pool.wait_for_first_contact()
+        inference = InferenceServicer(
+            door,
+            Admission(settings.admission, clock),
+            cache,
+            Relay(pool, settings.limits),
+            pool,
+            Accounts(telemetry, clock),
+            settings.limits,
+            settings.lookup.max_answer_bytes,
+            clock,
+        )
+        reachable_cache = cache if isinstance(cache, CacheClient) else None
+        admin = AdminServicer(door, pool, reachable_cache, clock)
+
+        def register(server: grpc.aio.Server) -> None:
+            inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+
+        try:
+            async with open_server(
+                settings.server, telemetry, register, services=SERVICES
+            ) as server:
+                yield server
+            if reachable_cache is not None:
+                # What finished streams left to store; bounded like any store call.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(settings.lookup.store_timeout_s):
+                        await reachable_cache.flush()
+        finally:
+            for task in background:
+                task.cancel()
+
+
+def _credentials(settings: RouterSettings) -> WatchedKeys | None:
+    if settings.keys_file is not None:
+        return WatchedKeys(settings.keys_file, settings.keys_interval_s)
+    if not is_local(settings.server.listen):
+        raise SetupError(
+            f"insecure=true with server.listen={settings.server.listen!r}:"
+            " without credentials a router serves loopback or a Unix socket only"
+        )
+    log.warning("serving without credentials: every caller is the tenant 'default'")
+    return None
+
+
+@asynccontextmanager
+async def _cache(
+    settings: RouterSettings, telemetry: Telemetry
+) -> AsyncIterator[CacheClient | NoCache]:
+    if settings.cache is None:
+        yield NoCache()
+        return
+    async with open_channel(settings.cache, telemetry, settings.channels) as channel:
+        yield CacheClient(channel, settings.lookup, time.monotonic)
