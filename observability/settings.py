@@ -11,13 +11,13 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Part(BaseModel):
+class SettingsPart(BaseModel):
     """Frozen, and a misspelt key is refused rather than ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class TelemetrySettings(_Part):
+class TelemetrySettings(SettingsPart):
     """Where traces, metrics and logs go."""
 
     otlp_endpoint: str | None = None
@@ -38,7 +38,7 @@ class TelemetrySettings(_Part):
     """Longest wait for the last export when the service stops."""
 
 
-class TlsSettings(_Part):
+class TlsSettings(SettingsPart):
     """A server's certificate."""
 
     cert_file: Path
@@ -49,7 +49,7 @@ class TlsSettings(_Part):
     """PEM authorities of client certificates. Set: a client without one is refused."""
 
 
-class ClientTlsSettings(_Part):
+class ClientTlsSettings(SettingsPart):
     """How a client checks a server, and proves itself to it."""
 
     ca_file: Path | None = None
@@ -62,7 +62,7 @@ class ClientTlsSettings(_Part):
     """Name expected in the server's certificate, when it is not the host dialled."""
 
 
-class ServerSettings(_Part):
+class ServerSettings(SettingsPart):
     """Where a service listens, and what it accepts there."""
 
     listen: str = "127.0.0.1:0"
@@ -85,7 +85,7 @@ class ServerSettings(_Part):
     """How long running calls may finish after SIGTERM."""
 
 
-class ChannelSettings(_Part):
+class ChannelSettings(SettingsPart):
     """How a client connects and notices a dead peer."""
 
     tls: ClientTlsSettings | None = None

@@ -21,6 +21,9 @@ SERVER_FAULTS = frozenset(
 CLIENT_FAULTS = frozenset(grpc.StatusCode) - {grpc.StatusCode.OK}
 
 
+CODE_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+
+
 class Method:
     """A method's names and the attribute sets of its outcomes, made once.
 

@@ -19,7 +19,13 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind
 
 from observability import names
-from observability.interceptors.calls import SERVER_FAULTS, Method, duration_histogram, end_span
+from observability.interceptors.calls import (
+    CODE_BY_NUMBER,
+    SERVER_FAULTS,
+    Method,
+    duration_histogram,
+    end_span,
+)
 from observability.telemetry import Telemetry
 from observability.tracing import current_trace_id, remote_parent
 from sidecache.errors import BrokenInvariant, InvalidRequest, SidecacheError, to_status
@@ -36,7 +42,6 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 # Standard services: polled all day long, and no part of anybody's request.
 _UNOBSERVED: Final = ("/grpc.health.", "/grpc.reflection.")
 _STATUS_DETAILS: Final = "grpc-status-details-bin"
-_CODE_BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class _Call:
@@ -147,7 +152,7 @@ class ServerEdge(grpc.aio.ServerInterceptor):
             except BaseException as error:
                 await self._fail(call, error, context)
             code = context.code()
-            self._finish(call, _CODE_BY_NUMBER[code] if code else grpc.StatusCode.OK)
+            self._finish(call, CODE_BY_NUMBER[code] if code else grpc.StatusCode.OK)
             return response
 
         return observed
@@ -159,7 +164,7 @@ class ServerEdge(grpc.aio.ServerInterceptor):
                 self._finish(call, ours.code, ours.reason)
                 await _abort(context, ours)
             case grpc.aio.AbortError():
-                self._finish(call, _CODE_BY_NUMBER[context.code()])
+                self._finish(call, CODE_BY_NUMBER[context.code()])
                 raise error
             case asyncio.CancelledError():
                 self._finish(call, _why_cancelled(call, context))
