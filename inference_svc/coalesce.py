@@ -1,0 +1,119 @@
+"""Puts together the tokens that came while the last write was under way.
+
+A message costs far more than a token, so this is the strongest lever on the
+cost of a stream (docs/performance.md). The first token goes out at once: when
+nothing waits, whatever comes first is taken alone.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self
+
+from inference_svc.engine import TokenDelta
+from sidecache.errors import SidecacheError
+
+
+class Coalescer:
+    """Reads an engine's stream ahead of the writer, and hands it over merged.
+
+    What waits is bounded by the request: the engine ends each choice at its
+    ``max_tokens``. Use it as an async context manager; it owns the reading task.
+
+    Args:
+        deltas: an engine's stream.
+        max_tokens: most tokens handed over together. A delta that the engine
+            made larger passes whole, since its text cannot be cut.
+    """
+
+    def __init__(self, deltas: AsyncIterator[TokenDelta], max_tokens: int) -> None:
+        self._deltas = deltas
+        self._max_tokens = max_tokens
+        self._waiting: deque[TokenDelta] = deque()
+        self._arrived = asyncio.Event()
+        self._error: Exception | None = None
+        self._ended = False
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        # Not a TaskGroup: its ExceptionGroup would hide what a write raised.
+        self._reader = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait((self._reader,))
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was taken and the engine ended the stream well."""
+        return self._ended and not self._waiting and self._error is None
+
+    def fail(self, error: SidecacheError) -> None:
+        """End the stream with this error; what waits is still handed over."""
+        self._finish(error)
+
+    async def take(self, timeout_s: float) -> TokenDelta | None:
+        """The next delta, merged from what has come; None if nothing came in time.
+
+        Also None when the stream just became :attr:`complete`.
+
+        Raises:
+            SidecacheError: the engine failed, after everything it gave was taken.
+        """
+        if not self._waiting and not self._ended:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return None
+        if self._waiting:
+            return self._merge()
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def _merge(self) -> TokenDelta:
+        """As many waiting deltas of one choice as fit one message."""
+        first = self._waiting.popleft()
+        parts = [first]
+        room = self._max_tokens - len(first.token_ids)
+        while self._waiting and parts[-1].finish_reason is None:
+            following = self._waiting[0]
+            if following.choice != first.choice or len(following.token_ids) > room:
+                break
+            room -= len(following.token_ids)
+            parts.append(self._waiting.popleft())
+        if len(parts) == 1:
+            return first
+        return TokenDelta(
+            first.choice,
+            first.offset,
+            tuple([token_id for part in parts for token_id in part.token_ids]),
+            "".join([part.text for part in parts]),
+            tuple([logprob for part in parts for logprob in part.logprobs]),
+            parts[-1].finish_reason,
+        )
+
+    async def _read(self) -> None:
+        try:
+            async for delta in self._deltas:
+                self._waiting.append(delta)
+                self._arrived.set()
+        except Exception as error:  # noqa: BLE001 - raised again where take() is awaited
+            self._finish(error)
+        else:
+            self._finish(None)
+
+    def _finish(self, error: Exception | None) -> None:
+        if not self._ended:
+            self._ended, self._error = True, error
+            self._arrived.set()

@@ -1,0 +1,54 @@
+"""The events of a stream, as the contract writes them."""
+
+from inference_svc.engine import FinishReason, ModelFacts, TokenDelta
+from sidecache.v1 import inference_pb2 as pb
+
+_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+}
+
+
+def started(request_id: str, worker: str, facts: ModelFacts, trace_id: str) -> pb.GenerateResponse:
+    """Who answers. Cached prompt tokens stay unset: no engine here reports them."""
+    return pb.GenerateResponse(
+        started=pb.Started(
+            request_id=request_id,
+            source=pb.SOURCE_ENGINE,
+            worker=worker,
+            trace_id=trace_id,
+            model=facts.name,
+            model_revision=facts.revision,
+        )
+    )
+
+
+def delta(tokens: TokenDelta) -> pb.GenerateResponse:
+    """Tokens of one choice."""
+    event = pb.Delta(
+        choice=tokens.choice, offset=tokens.offset, token_ids=tokens.token_ids, text=tokens.text
+    )
+    for logprob in tokens.logprobs:
+        event.logprobs.add(
+            logprob=logprob.logprob,
+            top=[pb.TopLogprob(token_id=i, logprob=value) for i, value in logprob.top],
+        )
+    return pb.GenerateResponse(delta=event)
+
+
+def progress() -> pb.GenerateResponse:
+    """A heartbeat; how much of the prompt is done is not known."""
+    return pb.GenerateResponse(progress=pb.Progress())
+
+
+def finished(
+    choice: int, reason: FinishReason, prompt_tokens: int, completion_tokens: int
+) -> pb.GenerateResponse:
+    """The end of one choice."""
+    return pb.GenerateResponse(
+        finished=pb.Finished(
+            choice=choice,
+            reason=_REASONS[reason],
+            usage=pb.Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens),
+        )
+    )

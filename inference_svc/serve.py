@@ -1,0 +1,89 @@
+"""The composition root of a worker."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import grpc
+
+from inference_svc.engine import Engine
+from inference_svc.generation_record import GenerationRecorder
+from inference_svc.lifecycle import Lifecycle
+from inference_svc.service import InferenceServicer
+from inference_svc.settings import WorkerSettings
+from inference_svc.slots import Slots
+from inference_svc.worker_service import WorkerServicer
+from observability.metrics import QueueMetrics
+from observability.server import RunningServer, open_server
+from observability.telemetry import Telemetry
+from sidecache.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+SERVICES = (
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name,
+)
+
+
+@asynccontextmanager
+async def serve(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIterator[RunningServer]:
+    """Serve one engine; the port opens, and health says SERVING, once it is warm.
+
+    Raises:
+        SetupError: the model cannot be used or the address cannot be listened on.
+    """
+    engine = make_engine(settings)
+    try:
+        await engine.load()
+        async with serve_engine(engine, settings, telemetry) as running:
+            yield running
+    finally:
+        await engine.aclose()
+
+
+@asynccontextmanager
+async def serve_engine(
+    engine: Engine, settings: WorkerSettings, telemetry: Telemetry
+) -> AsyncIterator[RunningServer]:
+    """Serve an engine that is loaded, and stays so when the block is left."""
+    lifecycle = Lifecycle()
+    inference = InferenceServicer(engine, settings, GenerationRecorder(telemetry), lifecycle)
+    worker = WorkerServicer(engine, settings, lifecycle, epoch=uuid.uuid4().hex)
+    QueueMetrics(telemetry.meter, "engine", lambda: engine.load_figures().waiting_sequences)
+
+    def register(server: grpc.aio.Server) -> None:
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
+
+    async with open_server(settings.server, telemetry, register, services=SERVICES) as running:
+        watch = asyncio.create_task(_watch_engine(engine, lifecycle, running))
+        try:
+            yield running
+        finally:
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
+
+
+def make_engine(settings: WorkerSettings) -> Engine:
+    """The engine that the settings name, not yet loaded."""
+    slots = Slots(settings.max_sequences, settings.max_waiting, settings.retry_after_s)
+    if settings.engine == "scripted":
+        from inference_svc.engines.scripted import ScriptedEngine  # noqa: PLC0415 - only if chosen
+
+        return ScriptedEngine(settings.scripted, slots, settings.model_name)
+    # A scripted worker must not pay for the tokenizer's and OpenVINO's libraries.
+    from inference_svc.engines.openvino import OpenVinoEngine  # noqa: PLC0415
+
+    return OpenVinoEngine(settings, slots)
+
+
+async def _watch_engine(engine: Engine, lifecycle: Lifecycle, running: RunningServer) -> None:
+    """Once the engine is dead, say so to health checks and refuse at the door."""
+    failure = await engine.wait_failed()
+    logger.error("the engine failed: %s", failure.text)
+    lifecycle.close(failure)
+    running.set_serving(False)

@@ -1,0 +1,169 @@
+"""InferenceService over any engine: one request from its bytes to its last token."""
+
+import asyncio
+import uuid
+from typing import Any
+
+import grpc
+
+from inference_svc import events
+from inference_svc.coalesce import Coalescer
+from inference_svc.engine import Engine, GenerationRequest, TokenDelta
+from inference_svc.generation_record import GenerationRecord, GenerationRecorder
+from inference_svc.lifecycle import Lifecycle
+from inference_svc.settings import WorkerSettings
+from inference_svc.validation import Prompt, check_model, read_prompt, read_request
+from observability.tracing import current_trace_id
+from sidecache.errors import InvalidRequest, StreamInterrupted, Unsupported
+from sidecache.v1 import inference_pb2 as pb
+from sidecache.v1 import inference_pb2_grpc
+
+REQUEST_ID_HEADER = "x-request-id"
+MAX_REQUEST_ID_CHARACTERS = 128
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Generates for routers, or for any client that needs no cache."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: WorkerSettings,
+        recorder: GenerationRecorder,
+        lifecycle: Lifecycle,
+    ) -> None:
+        self._engine = engine
+        self._facts = engine.facts
+        self._settings = settings
+        self._recorder = recorder
+        self._lifecycle = lifecycle
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        """Stream one generation; leaving it by any way frees the engine's slot."""
+        self._lifecycle.check_open()
+        generation = await self._read(request, context)
+        with self._recorder.record(generation, self._facts) as record:
+            async with (
+                self._engine.submit(generation) as deltas,
+                Coalescer(deltas, self._settings.coalesce_max_tokens) as stream,
+            ):
+                with self._lifecycle.running(stream):
+                    await self._write(context, self._started(generation))
+                    await self._relay(stream, generation, record, context)
+
+    async def Attach(self, request: pb.AttachRequest, context: Context) -> None:
+        raise Unsupported("a worker keeps no detached streams: send the request again")
+
+    async def ListModels(
+        self,
+        request: pb.ListModelsRequest,
+        context: Context,
+    ) -> pb.ListModelsResponse:
+        facts = self._facts
+        model = pb.Model(
+            name=facts.name,
+            revision=facts.revision,
+            context_length=facts.context_length,
+            engine=facts.engine,
+            is_default=True,
+            ready_workers=1,
+        )
+        return pb.ListModelsResponse(models=[model])
+
+    async def Tokenize(
+        self,
+        request: pb.TokenizeRequest,
+        context: Context,
+    ) -> pb.TokenizeResponse:
+        check_model(request.model, self._facts)
+        prompt = read_prompt(request, self._facts, self._settings.max_prompt_bytes)
+        return pb.TokenizeResponse(
+            token_ids=await self._tokenize(prompt), context_length=self._facts.context_length
+        )
+
+    async def _read(self, request: pb.GenerateRequest, context: Context) -> GenerationRequest:
+        """Everything that can be refused before the engine hears of it."""
+        check_model(request.model, self._facts)
+        prompt = read_prompt(request, self._facts, self._settings.max_prompt_bytes)
+        return read_request(
+            request,
+            self._facts,
+            request_id=_request_id(context),
+            prompt_token_ids=await self._tokenize(prompt),
+            default_max_tokens=self._settings.default_max_tokens,
+        )
+
+    async def _tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        if isinstance(prompt, tuple):
+            return prompt
+        return tuple(await self._engine.tokenize(prompt))
+
+    async def _relay(
+        self,
+        stream: Coalescer,
+        generation: GenerationRequest,
+        record: GenerationRecord,
+        context: Context,
+    ) -> None:
+        """Write what the engine gives until it has ended every choice."""
+        while not stream.complete:
+            delta = await stream.take(self._settings.progress_interval_s)
+            if delta is not None:
+                await self._deliver(delta, generation, record, context)
+            elif record.first_token_s is None and self._engine_lives():
+                await self._write(context, events.progress())
+
+    async def _deliver(
+        self,
+        delta: TokenDelta,
+        generation: GenerationRequest,
+        record: GenerationRecord,
+        context: Context,
+    ) -> None:
+        if delta.token_ids or delta.text:
+            await self._write(context, events.delta(delta))
+        record.delivered(delta)
+        if delta.finish_reason is not None:
+            completion_tokens = delta.offset + len(delta.token_ids)
+            prompt_tokens = len(generation.prompt_token_ids)
+            await self._write(
+                context,
+                events.finished(
+                    delta.choice, delta.finish_reason, prompt_tokens, completion_tokens
+                ),
+            )
+
+    async def _write(self, context: Context, event: pb.GenerateResponse) -> None:
+        """Write, but not for ever: a reader that takes nothing is cut off."""
+        try:
+            async with asyncio.timeout(self._settings.stall_timeout_s):
+                await context.write(event)
+        except TimeoutError:
+            raise StreamInterrupted(
+                f"the reader took nothing for {self._settings.stall_timeout_s:g} s"
+            ) from None
+
+    def _started(self, generation: GenerationRequest) -> pb.GenerateResponse:
+        return events.started(
+            generation.request_id, self._settings.name, self._facts, current_trace_id()
+        )
+
+    def _engine_lives(self) -> bool:
+        # Silence means trouble, so a heartbeat must not come from us alone.
+        return self._engine.silent_s() < self._settings.engine_silence_s
+
+
+def _request_id(context: Context) -> str:
+    """The caller's own id for this request, or a new one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_HEADER:
+            given = str(value)
+            if not 1 <= len(given) <= MAX_REQUEST_ID_CHARACTERS:
+                raise InvalidRequest(
+                    f"{len(given)} characters; it may have 1 to {MAX_REQUEST_ID_CHARACTERS}",
+                    field=REQUEST_ID_HEADER,
+                )
+            return given
+    return uuid.uuid4().hex

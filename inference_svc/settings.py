@@ -1,0 +1,102 @@
+"""The settings of a worker, read once at its start."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from observability.settings import ServerSettings, TelemetrySettings
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Part(BaseModel):
+    """Frozen, and a misspelt key is refused rather than ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ScriptedSettings(_Part):
+    """Pace and faults of the scripted engine."""
+
+    ttft_s: Seconds = 0.0
+    """Time from a granted slot to the first token."""
+    tokens_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Pace of each choice after that; 0: as fast as possible."""
+    burst: Count = 1
+    """Tokens that come together."""
+    context_length: Count = 8192
+    """Most tokens of prompt and answer together."""
+    answer_tokens: Count | None = None
+    """Length at which an answer ends by itself, with reason STOP; unset: never."""
+    die_after_tokens: Annotated[int, Field(ge=0)] | None = None
+    """The engine dies as soon as a stream has this many tokens; 0: before the first."""
+    hang_after_tokens: Annotated[int, Field(ge=0)] | None = None
+    """The engine hangs as soon as a stream has this many tokens."""
+
+
+class OpenVinoSettings(_Part):
+    """The OpenVINO GenAI engine on this machine's CPU."""
+
+    cache_gib: Count = 1
+    """Memory for the KV cache."""
+    inference_threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of one step; 0: as many as OpenVINO likes."""
+    max_num_batched_tokens: Count = 256
+    """Tokens of one step; a longer prompt is prefilled in several (chunked prefill)."""
+    load_timeout_s: PositiveSeconds = 120.0
+    """Longest time to load the model and warm up."""
+    prefix_min_tokens: Count = 64
+    """A request waits for another's prefill if they share at least this many first tokens."""
+    prefix_max_hold_s: Seconds = 10.0
+    """Longest time it waits for that."""
+
+
+class WorkerSettings(BaseSettings):
+    """One worker: where it serves, and what."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SIDECACHE_WORKER_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+    )
+
+    server: ServerSettings = ServerSettings()
+    """Where the worker listens."""
+    telemetry: TelemetrySettings = TelemetrySettings()
+    """Where its traces, metrics and logs go."""
+    name: Annotated[str, Field(min_length=1)] = "worker"
+    """What the worker calls itself in `started` and to routers."""
+    engine: Literal["openvino", "scripted"] = "openvino"
+    """What generates the tokens."""
+    model_name: str = ""
+    """What requests call the model. Empty: smollm2-135m-instruct, or scripted."""
+    model_path: Path | None = None
+    """A GGUF file. Unset: what `sidecache pull` fetched."""
+    max_sequences: Count = 16
+    """Sequences generated at once."""
+    max_waiting: Annotated[int, Field(ge=0)] = 64
+    """Requests that may wait for a slot; the next is refused."""
+    retry_after_s: Seconds = 1.0
+    """What a refused caller is told to wait."""
+    default_max_tokens: Count = 256
+    """Length of an answer whose request names none."""
+    max_prompt_bytes: Count = 2 * 1024 * 1024
+    """Longest prompt text that is tokenized at all."""
+    coalesce_max_tokens: Count = 64
+    """Most tokens put together in one message."""
+    progress_interval_s: PositiveSeconds = 1.0
+    """Time between heartbeats while a request waits for its first token."""
+    engine_silence_s: PositiveSeconds = 5.0
+    """A busy engine silent for longer gets no more heartbeats: it hangs."""
+    stall_timeout_s: PositiveSeconds = 30.0
+    """How long a reader may take nothing before its stream is cut."""
+    scripted: ScriptedSettings = ScriptedSettings()
+    """Of the scripted engine."""
+    openvino: OpenVinoSettings = OpenVinoSettings()
+    """Of the OpenVINO engine."""
