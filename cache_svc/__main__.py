@@ -1,0 +1,10 @@
+"""`python -m cache_svc`: one cache sidecar until SIGTERM."""
+
+import sys
+
+from cache_svc.serve import serve
+from cache_svc.settings import CacheSettings
+from observability.process import run
+
+if __name__ == "__main__":
+    sys.exit(run("sidecache-cache", CacheSettings, serve))

@@ -1,0 +1,1 @@
+"""Implementations of the Embedder protocol, one a file."""

@@ -1,0 +1,211 @@
+"""THE lookup path: exact, then semantic, else why not.
+
+Start here to see what is served and what is not. Each step is a named object:
+the store knows what is alive, the queue embeds, the index finds neighbours
+inside one scope of one tenant, the verifier has the last word.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from opentelemetry.trace import Tracer
+
+from cache_svc.embedder import NotComparable
+from cache_svc.embedding_queue import EmbeddingQueue
+from cache_svc.entry import Entry, Key, Query
+from cache_svc.scoped_index import ScopedIndex
+from cache_svc.store import AnswerStore, Clock
+from cache_svc.vector_index import Neighbor
+from cache_svc.verifier import PairVerifier
+from sidecache.errors import SidecacheError
+
+# Time kept back for the answer's way to a caller whose deadline is near.
+REPLY_MARGIN_S = 0.005
+
+
+class Tier(Enum):
+    """Where a hit was found."""
+
+    EXACT = "exact"
+    SEMANTIC = "semantic"
+
+
+class MissReason(Enum):
+    """Why nothing was served."""
+
+    ABSENT = "absent"
+    BELOW_THRESHOLD = "below_threshold"
+    STALE = "stale"
+    REJECTED = "rejected"
+    NOT_COMPARABLE = "not_comparable"
+    DEGRADED = "degraded"
+
+
+# Of several refused neighbours, the reason that came nearest to a hit is told.
+_NEARNESS = (MissReason.REJECTED, MissReason.STALE, MissReason.BELOW_THRESHOLD)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A stored answer that may be served. ``similarity`` is 1 for an exact hit."""
+
+    tier: Tier
+    entry: Entry
+    age_s: float
+    similarity: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Nothing that may be served. ``cause``: the kind of failure behind DEGRADED."""
+
+    reason: MissReason
+    cause: str = ""
+
+
+class Candidate(NamedTuple):
+    """A neighbour and what was decided about it; ``refusal`` None: it may be served."""
+
+    entry: Entry
+    similarity: float
+    refusal: MissReason | None
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticTier:
+    """Everything similarity needs; absent where the operator turned it off.
+
+    Attributes:
+        min_similarity: the operator's floor of cosine similarity.
+        neighbors: how many of the nearest are considered, so that one rejected
+            look-alike does not hide a true paraphrase behind it.
+        budget_s: longest time a lookup may spend here.
+    """
+
+    queue: EmbeddingQueue
+    index: ScopedIndex
+    verifier: PairVerifier
+    min_similarity: float
+    neighbors: int
+    budget_s: float
+
+
+class LookupPath:
+    """Answers queries from the store; changes nothing there."""
+
+    def __init__(
+        self, store: AnswerStore, semantic: SemanticTier | None, clock: Clock, tracer: Tracer
+    ) -> None:
+        self._store = store
+        self._semantic = semantic
+        self._clock = clock
+        self._tracer = tracer
+
+    async def lookup(self, query: Query, time_left_s: float | None) -> Hit | Miss:
+        """Answer one query, within the time its caller has left (None: no deadline)."""
+        exact = self.find_exact(query)
+        if isinstance(exact, Hit):  # never waits behind an embedding
+            return exact
+        similar = await self._find_similar(query, time_left_s)
+        if isinstance(similar, Miss) and exact.reason is MissReason.STALE:
+            return exact
+        return similar
+
+    def find_exact(self, query: Query) -> Hit | Miss:
+        """The answer to the very same request."""
+        entry = self._store.find(query.key.tenant, query.key.exact)
+        if entry is None:
+            return Miss(MissReason.ABSENT)
+        age_s = self._age_s(entry)
+        if query.max_age_s is not None and age_s > query.max_age_s:
+            return Miss(MissReason.STALE)
+        return Hit(Tier.EXACT, entry, age_s)
+
+    def floor(self, query: Query) -> float:
+        """The similarity floor of a query: a caller may raise it, never lower it."""
+        floor = 1.0 if self._semantic is None else self._semantic.min_similarity
+        return floor if query.min_similarity is None else max(floor, query.min_similarity)
+
+    async def explain(self, query: Query, time_left_s: float | None) -> list[Candidate]:
+        """Every neighbour a lookup would look at, best first, with its verdict.
+
+        Raises:
+            NotComparable: the text is beyond what the embedder sees.
+            TimeoutError: the budget or the caller's time is over.
+        """
+        if self._semantic is None or not query.key.text:
+            return []
+        neighbors = await self._neighbors(self._semantic, query.key, time_left_s)
+        return list(self._judge(self._semantic, query, neighbors))
+
+    async def _find_similar(self, query: Query, time_left_s: float | None) -> Hit | Miss:
+        """The nearest answer of the same meaning; a failure here is a miss, never an error."""
+        semantic = self._semantic
+        if semantic is None or not query.key.text:
+            return Miss(MissReason.NOT_COMPARABLE)
+        try:
+            neighbors = await self._neighbors(semantic, query.key, time_left_s)
+            with self._tracer.start_as_current_span("cache verify"):
+                return self._choose(self._judge(semantic, query, neighbors))
+        except NotComparable:
+            return Miss(MissReason.NOT_COMPARABLE)
+        except TimeoutError:
+            return Miss(MissReason.DEGRADED, "timeout")
+        except SidecacheError as error:
+            return Miss(MissReason.DEGRADED, error.reason.lower())
+        except Exception as error:  # noqa: BLE001  # a sick tier costs a hit, never the request
+            return Miss(MissReason.DEGRADED, type(error).__name__)
+
+    async def _neighbors(
+        self, semantic: SemanticTier, key: Key, time_left_s: float | None
+    ) -> list[Neighbor]:
+        budget_s = semantic.budget_s
+        if time_left_s is not None:
+            budget_s = min(budget_s, time_left_s - REPLY_MARGIN_S)
+        async with asyncio.timeout(budget_s):
+            with self._tracer.start_as_current_span("cache embed"):
+                vector = await semantic.queue.vector(key.text)
+            with self._tracer.start_as_current_span("cache search"):
+                return await semantic.index.search(key.place, vector, semantic.neighbors)
+
+    def _judge(
+        self, semantic: SemanticTier, query: Query, neighbors: Iterable[Neighbor]
+    ) -> Iterator[Candidate]:
+        """Decide about each neighbour in turn; those that left the store meanwhile are skipped."""
+        floor = self.floor(query)
+        for entry_id, similarity in neighbors:
+            entry = self._store.get(query.key.tenant, entry_id)
+            if entry is None or entry.key.place != query.key.place:
+                continue
+            if similarity < floor:
+                verdict = f"similarity {similarity:.3f} is under {floor:.3f}"
+                yield Candidate(entry, similarity, MissReason.BELOW_THRESHOLD, verdict)
+            elif query.max_age_s is not None and self._age_s(entry) > query.max_age_s:
+                yield Candidate(entry, similarity, MissReason.STALE, "older than max_age")
+            else:
+                yield self._verify(semantic, query, entry, similarity)
+
+    @staticmethod
+    def _verify(semantic: SemanticTier, query: Query, entry: Entry, similarity: float) -> Candidate:
+        verdict = semantic.verifier.verify(query.key.text, entry.key.text, similarity)
+        if verdict.accepted:
+            return Candidate(entry, similarity, None, "accepted")
+        return Candidate(entry, similarity, MissReason.REJECTED, f"verifier: {verdict.reason}")
+
+    def _choose(self, candidates: Iterator[Candidate]) -> Hit | Miss:
+        """The nearest candidate that passed everything, or the best reason why none did."""
+        refusals = set()
+        for candidate in candidates:
+            if candidate.refusal is None:
+                age_s = self._age_s(candidate.entry)
+                return Hit(Tier.SEMANTIC, candidate.entry, age_s, candidate.similarity)
+            refusals.add(candidate.refusal)
+        nearest = (reason for reason in _NEARNESS if reason in refusals)
+        return Miss(next(nearest, MissReason.ABSENT))
+
+    def _age_s(self, entry: Entry) -> float:
+        return max(0.0, self._clock() - entry.created_s)

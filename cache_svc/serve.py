@@ -1,0 +1,171 @@
+"""The composition root: a running cache sidecar out of its settings."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+
+from cache_svc.departures import Departures
+from cache_svc.embedder import Embedder
+from cache_svc.embedders.onnx import OnnxEmbedder
+from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
+from cache_svc.embedding_queue import EmbeddingQueue
+from cache_svc.faiss_index import FaissIndex
+from cache_svc.intake import Intake, IntakeLimits
+from cache_svc.lexical_guard import LexicalGuard
+from cache_svc.lookup import LookupPath, SemanticTier
+from cache_svc.quarantine import Quarantine
+from cache_svc.scoped_index import ScopedIndex
+from cache_svc.service import SERVICE_NAME, CacheService
+from cache_svc.settings import CacheSettings, SemanticSettings
+from cache_svc.stats import Stats
+from cache_svc.store import AnswerStore, Clock, MemoryStore
+from cache_svc.vector_index import VectorRefused, check_vector
+from observability.metrics import LookupMetrics, StoreMetrics
+from observability.server import RunningServer, open_server
+from observability.telemetry import Telemetry
+from sidecache import weights
+from sidecache.errors import SetupError
+from sidecache.v1 import cache_pb2_grpc
+
+MINILM_WEIGHTS = "minilm-l6-v2-int8"
+
+
+@asynccontextmanager
+async def serve(
+    settings: CacheSettings, telemetry: Telemetry, *, clock: Clock = time.monotonic
+) -> AsyncIterator[RunningServer]:
+    """Serve until the block is left.
+
+    Raises:
+        SetupError: the embedder cannot be loaded, or the address not listened on.
+    """
+    async with AsyncExitStack() as stack:
+        threads = settings.semantic.search_threads
+        executor = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="search"))
+        queue = None
+        if settings.semantic.enabled:
+            queue = await stack.enter_async_context(_open_queue(settings.semantic))
+        service, store = _assemble(settings, telemetry, queue, executor, clock)
+        await stack.enter_async_context(_sweeping(store, settings.sweep_interval_s))
+
+        def register(server: grpc.aio.Server) -> None:
+            cache_pb2_grpc.add_CacheServiceServicer_to_server(service, server)
+
+        yield await stack.enter_async_context(
+            open_server(settings.server, telemetry, register, services=[SERVICE_NAME])
+        )
+
+
+def _assemble(
+    settings: CacheSettings,
+    telemetry: Telemetry,
+    queue: EmbeddingQueue | None,
+    executor: Executor,
+    clock: Clock,
+) -> tuple[CacheService, AnswerStore]:
+    """Wire the parts; ``queue`` is None where the semantic tier is off."""
+    dimension = 0 if queue is None else queue.dimension
+    inline_rows = settings.semantic.inline_rows
+    index = ScopedIndex(lambda: FaissIndex(dimension), executor, inline_rows=inline_rows)
+    stats = Stats()
+    departures = Departures(index, stats)
+    store = MemoryStore(settings.max_bytes, clock, departures)
+    departures.metrics = StoreMetrics(
+        telemetry.meter, lambda: store.usage().entries, lambda: store.usage().bytes
+    )
+    quarantine = Quarantine(settings.semantic.max_quarantined)
+    tier = None if queue is None else _semantic_tier(settings.semantic, queue, index)
+    service = CacheService(
+        LookupPath(store, tier, clock, telemetry.tracer),
+        Intake(store, index, queue, quarantine, _limits(settings), clock),
+        store,
+        quarantine,
+        stats,
+        LookupMetrics(telemetry.meter),
+        departures.metrics,
+        fingerprint="" if queue is None else queue.fingerprint,
+        max_store_entries=settings.max_store_entries,
+        clock=clock,
+    )
+    return service, store
+
+
+def _semantic_tier(
+    settings: SemanticSettings, queue: EmbeddingQueue, index: ScopedIndex
+) -> SemanticTier:
+    return SemanticTier(
+        queue,
+        index,
+        LexicalGuard(),
+        min_similarity=settings.min_similarity,
+        neighbors=settings.neighbors,
+        budget_s=settings.budget_s,
+    )
+
+
+def _limits(settings: CacheSettings) -> IntakeLimits:
+    return IntakeLimits(
+        default_ttl_s=settings.default_ttl_s,
+        max_ttl_s=settings.max_ttl_s,
+        max_answer_bytes=settings.max_answer_bytes,
+        max_tags=settings.max_tags,
+    )
+
+
+@asynccontextmanager
+async def _open_queue(settings: SemanticSettings) -> AsyncIterator[EmbeddingQueue]:
+    embedder = await asyncio.to_thread(_load_embedder, settings)
+    async with EmbeddingQueue.open(
+        embedder,
+        max_batch=settings.max_batch,
+        max_waiting=settings.max_waiting,
+        max_text_bytes=settings.max_text_bytes,
+        kept_vectors=settings.kept_vectors,
+    ) as queue:
+        yield queue
+
+
+def _load_embedder(settings: SemanticSettings) -> Embedder:
+    """The embedder that the settings name, after it has shown that it works."""
+    embedder: Embedder
+    if settings.embedder == "sentence-transformers":
+        if settings.embedder_path is None:
+            raise SetupError(
+                "semantic.embedder_path is not set; it must be the folder of a "
+                "sentence-transformers model"
+            )
+        embedder = SentenceTransformersEmbedder(
+            settings.embedder_path, window_tokens=settings.window_tokens
+        )
+    else:
+        embedder = OnnxEmbedder(
+            settings.embedder_path or weights.locate(MINILM_WEIGHTS),
+            window_tokens=settings.window_tokens,
+            threads=settings.embedder_threads,
+        )
+    try:
+        check_vector(embedder.embed(["warm up"])[0], embedder.dimension)
+    except VectorRefused as error:
+        raise SetupError(f"the embedder returned no unit vector: {error.text}") from error
+    return embedder
+
+
+@asynccontextmanager
+async def _sweeping(store: AnswerStore, interval_s: float) -> AsyncIterator[None]:
+    """Give back the memory of answers past their time, asked for or not."""
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            store.expire()
+
+    task = asyncio.create_task(sweep(), name="expiry sweep")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

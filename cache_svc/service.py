@@ -1,0 +1,230 @@
+"""CacheService: what a router may ask of the sidecar."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+
+from cache_svc.embedder import NotComparable
+from cache_svc.entry import Query, parse_entry_name
+from cache_svc.intake import Intake, Refused, Stored
+from cache_svc.lookup import Candidate, Hit, LookupPath, Miss, MissReason, Tier
+from cache_svc.quarantine import Quarantine
+from cache_svc.stats import Stats
+from cache_svc.store import AnswerStore, Clock, Removal, Selection
+from cache_svc.wire import check_name, read_query, write_duration, write_outcome
+from observability import names
+from observability.metrics import CacheOutcome, LookupMetrics, StoreMetrics
+from sidecache.errors import InvalidRequest, SidecacheError, Unsupported
+from sidecache.v1 import cache_pb2, cache_pb2_grpc
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+SERVICE_NAME = cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
+
+
+class CacheService(cache_pb2_grpc.CacheServiceServicer):
+    """One sidecar's answers to its routers.
+
+    Args:
+        fingerprint: of the embedder; empty where the semantic tier is off.
+    """
+
+    def __init__(
+        self,
+        path: LookupPath,
+        intake: Intake,
+        store: AnswerStore,
+        quarantine: Quarantine,
+        stats: Stats,
+        lookup_metrics: LookupMetrics,
+        store_metrics: StoreMetrics,
+        *,
+        fingerprint: str,
+        max_store_entries: int,
+        clock: Clock,
+    ) -> None:
+        self._path = path
+        self._intake = intake
+        self._store = store
+        self._quarantine = quarantine
+        self._stats = stats
+        self._lookup_metrics = lookup_metrics
+        self._store_metrics = store_metrics
+        self._fingerprint = fingerprint
+        self._max_store_entries = max_store_entries
+        self._clock = clock
+        self._started_s = clock()
+
+    async def Lookup(
+        self, request: cache_pb2.LookupRequest, context: "Context"
+    ) -> cache_pb2.LookupResponse:
+        started_s = time.perf_counter()
+        query = read_query(request)
+        outcome = await self._path.lookup(query, context.time_remaining())
+        response = write_outcome(outcome)
+        self._record(query, outcome, time.perf_counter() - started_s)
+        return response
+
+    async def Store(
+        self,
+        request: cache_pb2.StoreRequest,
+        context: "Context",
+    ) -> cache_pb2.StoreResponse:
+        count, limit = len(request.entries), self._max_store_entries
+        if count > limit:
+            raise InvalidRequest(f"are {count}, may be {limit}", field="entries")
+        response = cache_pb2.StoreResponse()
+        for offered in request.entries:
+            kept = await self._intake.store(offered)
+            response.results.append(self._result(offered.key.tenant, kept))
+        return response
+
+    async def Invalidate(
+        self,
+        request: cache_pb2.InvalidateRequest,
+        context: "Context",
+    ) -> cache_pb2.InvalidateResponse:
+        selection = _read_selection(request)
+        entries = [] if selection is None else self._store.select(request.tenant, selection)
+        if not request.dry_run:
+            self._store.remove(entries, Removal.INVALIDATED)
+        return cache_pb2.InvalidateResponse(entries=len(entries))
+
+    async def Feedback(
+        self,
+        request: cache_pb2.FeedbackRequest,
+        context: "Context",
+    ) -> cache_pb2.FeedbackResponse:
+        check_name(request.tenant, "tenant")
+        entry_id = parse_entry_name(request.entry_id)
+        entry = None if entry_id is None else self._store.get(request.tenant, entry_id)
+        if entry is None or not request.wrong:
+            return cache_pb2.FeedbackResponse(quarantined=False)
+        self._quarantine.bar(entry.key)
+        self._store.remove([entry], Removal.INVALIDATED)
+        return cache_pb2.FeedbackResponse(quarantined=True)
+
+    async def SetWorkers(
+        self,
+        request: cache_pb2.SetWorkersRequest,
+        context: "Context",
+    ) -> cache_pb2.SetWorkersResponse:
+        raise Unsupported("this release keeps no index of the workers' KV caches")
+
+    async def GetStats(
+        self,
+        request: cache_pb2.GetStatsRequest,
+        context: "Context",
+    ) -> cache_pb2.GetStatsResponse:
+        self._store.expire()
+        usage = self._store.usage(request.tenant)
+        counters = self._stats.of(request.tenant)
+        return cache_pb2.GetStatsResponse(
+            entries=usage.entries,
+            bytes=usage.bytes,
+            max_bytes=self._store.max_bytes,
+            vectors=usage.vectors,
+            lookups=counters.lookups,
+            exact_hits=counters.exact_hits,
+            semantic_hits=counters.semantic_hits,
+            misses=counters.misses,
+            rejected=counters.rejected,
+            stored=counters.stored,
+            refused=counters.refused,
+            evicted=counters.evicted,
+            expired=counters.expired,
+            degraded=counters.degraded,
+            embedder_fingerprint=self._fingerprint,
+            uptime=write_duration(self._clock() - self._started_s),
+        )
+
+    async def Explain(
+        self, request: cache_pb2.ExplainRequest, context: "Context"
+    ) -> cache_pb2.ExplainResponse:
+        query = read_query(request)
+        outcome = await self._path.lookup(query, context.time_remaining())
+        try:
+            candidates = await self._path.explain(query, context.time_remaining())
+        except (NotComparable, SidecacheError, TimeoutError):
+            candidates = []  # the outcome says DEGRADED or NOT_COMPARABLE, or is exact
+        return cache_pb2.ExplainResponse(
+            outcome=write_outcome(outcome),
+            candidates=map(_write_candidate, candidates),
+            threshold=self._path.floor(query),
+        )
+
+    def _record(self, query: Query, outcome: Hit | Miss, duration_s: float) -> None:
+        tenant = query.key.tenant
+        span = trace.get_current_span()
+        if isinstance(outcome, Hit):
+            self._store.touch(outcome.entry)
+            tier = outcome.tier.value
+            self._stats.count(tenant, "lookups", f"{tier}_hits")
+            self._lookup_metrics.looked_up(_OUTCOMES[outcome.tier], duration_s)
+            if span.is_recording():
+                span.set_attribute(names.CACHE_OUTCOME, tier)
+                span.set_attribute(names.CACHE_ENTRY_AGE_S, outcome.age_s)
+                span.set_attribute(names.CACHE_SIMILARITY, outcome.similarity)
+            return
+        reason = outcome.reason.value
+        extra = [reason] if outcome.reason in _COUNTED_MISSES else []
+        self._stats.count(tenant, "lookups", "misses", *extra)
+        self._lookup_metrics.looked_up("miss", duration_s, miss_reason=reason)
+        if span.is_recording():
+            span.set_attribute(names.CACHE_OUTCOME, "miss")
+            span.set_attribute(names.CACHE_MISS_REASON, reason)
+            if outcome.cause:
+                span.set_attribute(names.ERROR_TYPE, outcome.cause)
+
+    def _result(self, tenant: str, kept: Stored | Refused) -> cache_pb2.StoreResult:
+        if isinstance(kept, Refused):
+            self._stats.count(tenant, "refused")
+            self._store_metrics.stored("refused")
+            return cache_pb2.StoreResult(status=cache_pb2.STORE_STATUS_REFUSED, reason=kept.reason)
+        self._stats.count(tenant, "stored")
+        self._store_metrics.stored("exact_only" if kept.note else "stored")
+        status = cache_pb2.STORE_STATUS_STORED
+        if kept.note:
+            status = cache_pb2.STORE_STATUS_EXACT_ONLY
+        return cache_pb2.StoreResult(status=status, entry_id=kept.entry.name, reason=kept.note)
+
+
+_OUTCOMES: dict[Tier, CacheOutcome] = {Tier.EXACT: "exact", Tier.SEMANTIC: "semantic"}
+_COUNTED_MISSES = {MissReason.REJECTED, MissReason.DEGRADED}
+
+
+def _read_selection(request: cache_pb2.InvalidateRequest) -> Selection | None:
+    """What an invalidation means; None: an entry id that no entry can have.
+
+    Raises:
+        InvalidRequest: no tenant, or neither a criterion nor ``all``.
+    """
+    check_name(request.tenant, "tenant")
+    criteria = (request.entry_id, request.tag, request.model, request.HasField("namespace"))
+    if not request.all and not any(criteria):
+        raise InvalidRequest(
+            "name an entry, a tag, a model or a namespace, or set `all` to remove everything",
+            field="all",
+        )
+    entry_id = parse_entry_name(request.entry_id) if request.entry_id else None
+    if request.entry_id and entry_id is None:
+        return None
+    return Selection(
+        entry_id=entry_id,
+        tag=request.tag or None,
+        model=request.model or None,
+        namespace=request.namespace if request.HasField("namespace") else None,
+    )
+
+
+def _write_candidate(candidate: Candidate) -> cache_pb2.Candidate:
+    return cache_pb2.Candidate(
+        entry_id=candidate.entry.name,
+        similarity=candidate.similarity,
+        accepted=candidate.refusal is None,
+        verdict=candidate.verdict,
+    )

@@ -1,0 +1,93 @@
+"""Everything that can be set about the cache sidecar, read once at its start."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from observability.settings import MIB, PositiveSeconds, ServerSettings, TelemetrySettings
+
+DAY_S = 86_400.0
+Count = Annotated[int, Field(ge=1)]
+
+
+class SemanticSettings(BaseModel):
+    """Answering from a prompt of the same meaning."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    enabled: bool = True
+    """False: exact hits only, and no embedder is loaded."""
+    embedder: Literal["onnx", "sentence-transformers"] = "onnx"
+    """What computes vectors; the second needs the extra of its name."""
+    embedder_path: Path | None = None
+    """ONNX file, or folder of a sentence-transformers model. Unset: the MiniLM that
+    `sidecache pull` fetches."""
+    embedder_threads: Annotated[int, Field(ge=1, le=64)] = 1
+    """Threads of the ONNX embedder."""
+    window_tokens: Annotated[int, Field(ge=8, le=8192)] = 256
+    """Word pieces the embedder sees; longer prompts are not compared, never cut."""
+    max_text_bytes: Count = 4096
+    """Prompts longer than this are not even tokenized."""
+    min_similarity: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.8
+    """Floor of cosine similarity. A request may raise it, never lower it."""
+    neighbors: Annotated[int, Field(ge=1, le=64)] = 4
+    """How many of the nearest answers are considered."""
+    budget_s: PositiveSeconds = 0.045
+    """Longest time a lookup spends on similarity before it is a miss."""
+    max_batch: Annotated[int, Field(ge=1, le=256)] = 4
+    """Most texts embedded in one run. On a CPU a batch gains little and makes all wait."""
+    max_waiting: Count = 256
+    """Most texts waiting for the embedder; beyond it the tier is skipped."""
+    kept_vectors: Count = 2048
+    """Vectors of recent prompts that are kept, so that storing an answer is free."""
+    inline_rows: Annotated[int, Field(ge=0)] = 2048
+    """Scopes with up to so many vectors are searched without changing the thread."""
+    search_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    """Threads that search larger scopes."""
+    max_quarantined: Count = 10_000
+    """Requests that stay barred from the tier after a wrong hit was reported."""
+
+
+class CacheSettings(BaseSettings):
+    """The cache sidecar."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SIDECACHE_CACHE_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+    )
+
+    server: ServerSettings = ServerSettings()
+    """Where it listens: a Unix socket or loopback, since its callers name the tenant."""
+    telemetry: TelemetrySettings = TelemetrySettings()
+    """Where traces, metrics and logs go."""
+    semantic: SemanticSettings = SemanticSettings()
+    """The semantic tier."""
+    max_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
+    """Bound on answers, vectors and their bookkeeping together."""
+    max_answer_bytes: Annotated[int, Field(ge=1024)] = MIB
+    """Largest answer stored."""
+    default_ttl_s: PositiveSeconds = DAY_S
+    """Life of an answer whose request names none."""
+    max_ttl_s: PositiveSeconds = 7 * DAY_S
+    """Longest life a request may ask for."""
+    max_tags: Annotated[int, Field(ge=0, le=1024)] = 16
+    """Most tags of one answer."""
+    max_store_entries: Count = 64
+    """Most answers in one Store call."""
+    sweep_interval_s: PositiveSeconds = 1.0
+    """How often answers past their time are removed; they are never served either way."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.default_ttl_s > self.max_ttl_s:
+            msg = f"default_ttl_s is {self.default_ttl_s:g}, over max_ttl_s {self.max_ttl_s:g}"
+            raise ValueError(msg)
+        if self.max_answer_bytes > self.max_bytes // 2:
+            msg = f"max_answer_bytes is {self.max_answer_bytes}, over half of {self.max_bytes}"
+            raise ValueError(msg)
+        return self

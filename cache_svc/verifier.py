@@ -1,0 +1,37 @@
+"""What a pair verifier is: the last word on whether two prompts mean the same.
+
+Similarity cannot tell "Cancel my subscription" from "Do not cancel my
+subscription" (cosine 0.97 with MiniLM). A verifier looks at both prompts and
+may veto; it never lifts a candidate over the similarity floor.
+"""
+
+from typing import NamedTuple, Protocol
+
+
+class Verdict(NamedTuple):
+    """Whether a stored answer may be served for another prompt, and why not.
+
+    ``reason`` may quote words of both prompts: it is content. It goes to a caller
+    who asks Explain, never into telemetry. ``rule`` is a fixed word that may.
+    """
+
+    accepted: bool
+    rule: str = ""
+    reason: str = ""
+
+
+ACCEPTED = Verdict(accepted=True)
+
+
+class PairVerifier(Protocol):
+    """Judges a pair of prompts of one scope. Deterministic and symmetric; at most 1 ms."""
+
+    def verify(self, query: str, candidate: str, similarity: float) -> Verdict:
+        """Judge whether the answer to ``candidate`` also answers ``query``.
+
+        Args:
+            query: the prompt asked now.
+            candidate: the prompt whose answer is stored.
+            similarity: cosine of their vectors; at or above the floor already.
+        """
+        ...
