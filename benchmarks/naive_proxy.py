@@ -4,7 +4,7 @@ No auth, no cache, no metrics, no tracing: one upstream channel, one call, one
 write for each message. What our router costs is told as a multiple of this.
 """
 
-import argparse
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,26 @@ class PassThrough(inference_pb2_grpc.InferenceServiceServicer):
         return await self._stub.Tokenize(request)
 
 
-async def serve(upstream: str, ready_file: Path) -> None:
+async def serve(upstream: str, listen: str, ready_file: Path) -> None:
     """Serve until terminated; the address is written to ``ready_file``."""
     async with grpc.aio.insecure_channel(upstream) as channel:
         server = grpc.aio.server()
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(PassThrough(channel), server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        host, _, _ = listen.rpartition(":")
+        port = server.add_insecure_port(listen)
         await server.start()
-        ready_file.write_text(f"127.0.0.1:{port}")
+        written = ready_file.with_suffix(".part")
+        written.write_text(f"{host}:{port}")
+        written.rename(ready_file)
         await server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--upstream", required=True)
-    parser.add_argument("--ready-file", required=True, type=Path)
-    options = parser.parse_args()
-    uvloop.run(serve(options.upstream, options.ready_file))
+    # Settings come as they come to our services, so that one runner starts them all.
+    uvloop.run(
+        serve(
+            os.environ["NAIVE_PROXY_UPSTREAM"],
+            os.environ["NAIVE_PROXY_SERVER__LISTEN"],
+            Path(os.environ["NAIVE_PROXY_SERVER__READY_FILE"]),
+        )
+    )
