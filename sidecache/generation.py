@@ -203,6 +203,11 @@ class GenerationStream:
             if event.HasField("delta") and event.delta.choice == choice and event.delta.text:
                 yield event.delta.text
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens received so far, all choices together."""
+        return self._order.num_tokens
+
     def cancel(self) -> None:
         """Give up from another task: whoever iterates gets ``errors.Cancelled``."""
         self._cancelled = True

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 from sidecache.errors import SetupError
@@ -21,6 +22,7 @@ from sidecache.errors import SetupError
 # bounds the silence of a pip that hangs in any other way.
 STALL_S = 300.0
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
+_FIRST_PIP_WITH_RAW = (24, 1)
 _READ_BYTES = 65_536
 
 Progress = Callable[[int, int], None]
@@ -53,7 +55,8 @@ def download_wheel(
         "TMPDIR": str(folder),
     }
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir"]
-    command += ["--only-binary=:all:", "--progress-bar=raw", f"--dest={folder}", requirement]
+    command += ["--only-binary=:all:", f"--progress-bar={_progress_bar()}"]
+    command += [f"--dest={folder}", requirement]
     pip = subprocess.Popen(  # noqa: S603  the command is ours; no shell
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -75,6 +78,12 @@ def download_wheel(
     if exit_code != 0 or not wheels:
         raise _failure(requirement, said)
     return wheels[0]
+
+
+def _progress_bar() -> str:
+    """The bar that is made for machines; a pip older than 24.1 has none, and stays silent."""
+    major, minor = (int(part) for part in metadata.version("pip").split(".")[:2])
+    return "raw" if (major, minor) >= _FIRST_PIP_WITH_RAW else "off"
 
 
 def _lines(pip: "subprocess.Popen[bytes]", stall_s: float, requirement: str) -> Iterator[str]:

