@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Final
 
-from opentelemetry import context as otel_context
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -112,10 +111,6 @@ class SpanQueue(SpanProcessor):
         return True
 
     def _work(self) -> None:
-        # The exporter's own gRPC calls are nobody's request.
-        otel_context.attach(
-            otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True)
-        )
         while not self._closing:
             self._wake.wait(EXPORT_INTERVAL_S)
             self._wake.clear()
@@ -153,7 +148,7 @@ class CountingMetricExporter(MetricExporter):
     """
 
     def __init__(self, exporter: MetricExporter, state: CollectorState) -> None:
-        super().__init__(exporter._preferred_temporality, exporter._preferred_aggregation)
+        super().__init__()
         self._exporter = exporter
         self._state = state
         self._closing = False

@@ -18,6 +18,7 @@ from sidecache.errors import SetupError
 _UNIX: Final = "unix:"
 # sizeof(sockaddr_un.sun_path) on Linux, less the closing zero.
 _MAX_UNIX_PATH: Final = 107
+_MAX_PORT: Final = 65535
 
 
 def is_local(listen: str) -> bool:
@@ -44,7 +45,7 @@ def split_host_port(listen: str) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon or not bare or (":" in bare and not bracketed):
         raise SetupError(f"listen address {listen!r}: give host:port, [v6]:port or unix:/path")
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+    if not (port.isascii() and port.isdigit() and int(port) <= _MAX_PORT):
         raise SetupError(f"listen address {listen!r}: the port must be 0 to 65535")
     return bare, int(port)
 

@@ -103,7 +103,7 @@ class LookupMetrics:
             duration_s: as the caller of the lookup waited.
             miss_reason: a MissReason's name in lower case, for a miss.
         """
-        attributes = {names.CACHE_OUTCOME: outcome}
+        attributes: dict[str, str] = {names.CACHE_OUTCOME: outcome}
         if miss_reason is not None:
             attributes[names.CACHE_MISS_REASON] = miss_reason
         self._lookups.add(1, attributes)

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from observability.health import Health
 from observability.interceptors import ServerEdge
@@ -54,6 +55,8 @@ async def open_server(
     """Serve until the block is left; SERVING from its first line.
 
     Args:
+        settings: where, with which limits and certificates.
+        telemetry: records each call.
         register: adds the servicers.
         services: their full names, for health and reflection.
         interceptors: run behind the server edge, in this order.
@@ -82,8 +85,6 @@ async def open_server(
 
 
 def _add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
-    from grpc_reflection.v1alpha import reflection
-
     reflection.enable_server_reflection(
         (*services, HEALTH_SERVICE, reflection.SERVICE_NAME), server
     )

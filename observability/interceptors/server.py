@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from contextvars import ContextVar
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import grpc
 from opentelemetry import context as otel_context
@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # generic in the stubs only
     Handler = grpc.RpcMethodHandler[Any, Any]
 else:
     Handler = grpc.RpcMethodHandler
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
 
 # Standard services: polled all day long, and no part of anybody's request.
 _UNOBSERVED: Final = ("/grpc.health.", "/grpc.reflection.")
@@ -72,9 +72,9 @@ class _Malformed:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def invalid_request(self) -> InvalidRequest:
+    def refuse(self) -> NoReturn:
         found = "a string that is not UTF-8" if "UTF-8" in str(self.error) else "malformed bytes"
-        return InvalidRequest(f"the request holds {found}; it must be this method's message")
+        raise InvalidRequest(f"the request holds {found}; it must be this method's message")
 
 
 class ServerEdge(grpc.aio.ServerInterceptor):
@@ -95,11 +95,12 @@ class ServerEdge(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
+    ) -> Handler | None:
         path: str = handler_call_details.method
         if path.startswith(_UNOBSERVED):
             return await continuation(handler_call_details)
         self._begin(path, handler_call_details.invocation_metadata)
+        handler: Handler | None
         try:
             handler = await continuation(handler_call_details)
         except SidecacheError as error:
@@ -139,7 +140,9 @@ class ServerEdge(grpc.aio.ServerInterceptor):
                 handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._observe(handler.unary_unary), deserializer, handler.response_serializer
+            self._observe(cast("Behavior", handler.unary_unary)),
+            deserializer,
+            handler.response_serializer,
         )
 
     def _observe(self, behavior: Behavior) -> Behavior:
@@ -147,9 +150,9 @@ class ServerEdge(grpc.aio.ServerInterceptor):
             call = _running.get()
             try:
                 if type(request) is _Malformed:
-                    raise request.invalid_request()
+                    request.refuse()
                 response = await behavior(request, context)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - each way to end is recorded
                 await self._fail(call, error, context)
             code = context.code()
             self._finish(call, CODE_BY_NUMBER[code] if code else grpc.StatusCode.OK)
@@ -274,7 +277,7 @@ def _tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], 
 def _as_coroutine(behavior: Any) -> Behavior:
     """A generator handler as a coroutine, so that it is closed in its own task."""
     if not inspect.isasyncgenfunction(behavior):
-        return behavior
+        return cast("Behavior", behavior)
 
     async def write_all(request: Any, context: Any) -> None:
         async with aclosing(behavior(request, context)) as messages:
