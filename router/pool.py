@@ -173,8 +173,12 @@ class WorkerPool:
         backoff_s = self._settings.min_backoff_s
         try:
             while True:
-                if await self._follow_health(worker):
-                    backoff_s = self._settings.min_backoff_s
+                try:
+                    if await self._follow_health(worker):
+                        backoff_s = self._settings.min_backoff_s
+                except Exception:
+                    # One worker's odd answer must not end the watch over the others.
+                    log.exception("watching a worker failed", extra={"worker": worker.name})
                 self._set_state(worker, State.UNHEALTHY)
                 self._note_contact(address)
                 await asyncio.sleep(backoff_s)

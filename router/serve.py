@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 import grpc
 
@@ -50,10 +51,12 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         settings.default_model,
     )
     door = Door(keys or Insecure(), pool, settings.limits, clock)
-    async with _cache(settings, telemetry) as cache, asyncio.TaskGroup() as tasks:
-        background = [tasks.create_task(pool.run()), tasks.create_task(cache.run())]
-        if keys is not None:
-            background.append(tasks.create_task(keys.run()))
+    async with AsyncExitStack() as stack:
+        cache = await stack.enter_async_context(_cache(settings, telemetry))
+        for part in (pool, cache, keys):
+            if part is not None:
+                name = type(part).__name__
+                await stack.enter_async_context(_in_background(part.run(), name))
         await pool.wait_for_first_contact()
         inference = InferenceServicer(
             door,
@@ -73,19 +76,30 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
 
-        try:
-            async with open_server(
-                settings.server, telemetry, register, services=SERVICES
-            ) as server:
-                yield server
-            if reachable_cache is not None:
-                # What finished streams left to store; bounded like any store call.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(settings.lookup.store_timeout_s):
-                        await reachable_cache.flush()
-        finally:
-            for task in background:
-                task.cancel()
+        async with open_server(settings.server, telemetry, register, services=SERVICES) as server:
+            yield server
+        if reachable_cache is not None:
+            # What finished streams left to store; bounded like any store call.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(settings.lookup.store_timeout_s):
+                    await reachable_cache.flush()
+
+
+@asynccontextmanager
+async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run until the block is left; a task that ends by an error says so at once."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_report)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("%s ended by a bug", task.get_name(), exc_info=error)
 
 
 def _credentials(settings: RouterSettings) -> WatchedKeys | None:
