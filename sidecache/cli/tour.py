@@ -34,32 +34,32 @@ class Step:
 STEPS = (
     Step(
         "a prompt, generated token by token",
-        "Give me 3 reasons to drink coffee in the morning.",
+        "Give me 3 reasons to drink coffee before breakfast.",
         Source.ENGINE,
     ),
     Step(
         "the same prompt again: an exact hit",
-        "Give me 3 reasons to drink coffee in the morning.",
+        "Give me 3 reasons to drink coffee before breakfast.",
         Source.EXACT,
     ),
     Step(
         "other words, same meaning: a semantic hit",
-        "Please give me 3 reasons for drinking coffee in the morning.",
+        "Please give me 3 reasons for drinking coffee before breakfast.",
         Source.SEMANTIC,
     ),
     Step(
         "a look-alike with another meaning: a miss",
-        "Give me 3 reasons to drink coffee in the evening.",
+        "Give me 3 reasons to drink coffee after breakfast.",
         Source.ENGINE,
     ),
     Step(
         "a negated look-alike: a miss",
-        "Give me 3 reasons not to drink coffee in the morning.",
+        "Give me 3 reasons not to drink coffee before breakfast.",
         Source.ENGINE,
     ),
     Step(
         "a look-alike with another number: a miss",
-        "Give me 5 reasons to drink coffee in the morning.",
+        "Give me 5 reasons to drink coffee before breakfast.",
         Source.ENGINE,
     ),
 )

@@ -70,5 +70,7 @@ def _parse(line: str) -> tuple[str, bool]:
     if not isinstance(record, dict):
         return line, False
     message = next((record[k] for k in ("message", "event", "msg", "body") if k in record), line)
+    if kind := record.get("error.type"):
+        message = f"{message} ({kind})"
     level = next((record[k] for k in ("level", "severity", "severity_text") if k in record), "")
     return str(message), str(level).upper() in _SEVERE
