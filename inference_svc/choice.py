@@ -40,6 +40,9 @@ class Choice:
     def resume(self, delivered: Continuation) -> None:
         """Take over after these ids and this text.
 
+        The ids may already hold a stop string; then :attr:`finished` is set, and
+        the next push only delivers what text is left.
+
         Raises:
             InvalidRequest: the text is not what these ids say.
         """
@@ -63,7 +66,7 @@ class Choice:
         The ids that complete a stop string are delivered, those after it are
         not. Check :attr:`finished` afterwards.
         """
-        text, used = self._read(token_ids)
+        text, used = self._read(token_ids) if self.finished is None else ("", 0)
         if self.finished is None and ended is not None:
             self.finished = ended
             text += self._end()

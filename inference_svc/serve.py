@@ -18,7 +18,10 @@ from inference_svc.worker_service import WorkerServicer
 from observability.metrics import QueueMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
+from sidecache import weights
 from sidecache.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ async def serve(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIterator
         SetupError: the model cannot be used or the address cannot be listened on.
     """
     engine = make_engine(settings)
+    # Loading may be interrupted half-way; closing is safe at any point.
     try:
         await engine.load()
         async with serve_engine(engine, settings, telemetry) as running:
@@ -78,7 +82,8 @@ def make_engine(settings: WorkerSettings) -> Engine:
     # A scripted worker must not pay for the tokenizer's and OpenVINO's libraries.
     from inference_svc.engines.openvino import OpenVinoEngine  # noqa: PLC0415
 
-    return OpenVinoEngine(settings, slots)
+    path = settings.model_path or weights.locate(DEFAULT_MODEL)
+    return OpenVinoEngine(path, settings.model_name or DEFAULT_MODEL, settings.openvino, slots)
 
 
 async def _watch_engine(engine: Engine, lifecycle: Lifecycle, running: RunningServer) -> None:

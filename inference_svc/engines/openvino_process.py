@@ -1,0 +1,195 @@
+"""The stepping process: OpenVINO GenAI's continuous batching, alone with its GIL.
+
+Run as a program by :mod:`inference_svc.engines.openvino_link`; it imports
+nothing of Sidecache. One thread does everything: between two steps it takes
+commands, so requests join and leave the batch only there. Why a process and
+not a thread: docs/decisions/0003-engine-process.md.
+
+Protocol, one JSON object a line. In: first the configuration, then
+``{"add": key, "prompt": [...], "config": {...}}`` and ``{"cancel": key}``; end
+of input ends the process. Out: ``{"ready": {...}}`` or ``{"failed": text}``;
+then for each step ``{"tokens": [[key, ids, logprobs, reason], ...], "gone":
+[key, ...], "kv_cache_usage": share}``, and ``{"refused": key, "text": ...}``.
+"""
+
+import json
+import os
+import select
+import sys
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+
+_READ_BYTES = 1 << 16
+_WARM_UP_TOKENS = 4
+
+
+class Commands:
+    """Reads commands from a file descriptor without ever blocking a running batch."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest = b""
+
+    def read(self, *, wait: bool) -> list[dict[str, Any]] | None:
+        """The commands that have come, waiting for one if asked to; None at the end."""
+        while True:
+            ready, _, _ = select.select([self._descriptor], [], [], None if wait else 0)
+            if not ready:
+                return []
+            data = os.read(self._descriptor, _READ_BYTES)
+            if not data:
+                return None
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            if lines:
+                return [json.loads(line) for line in lines]
+
+
+class Batch:
+    """The pipeline and the sequences in it.
+
+    Args:
+        config: ``model_path``, ``cache_gib``, ``inference_threads``,
+            ``max_num_batched_tokens`` and ``max_num_seqs``.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        scheduler = genai.SchedulerConfig()
+        scheduler.cache_size = config["cache_gib"]
+        scheduler.max_num_batched_tokens = config["max_num_batched_tokens"]
+        scheduler.max_num_seqs = config["max_num_seqs"]
+        scheduler.enable_prefix_caching = True
+        scheduler.dynamic_split_fuse = True
+        properties = {}
+        if config["inference_threads"]:
+            properties["INFERENCE_NUM_THREADS"] = config["inference_threads"]
+        self._pipeline = genai.ContinuousBatchingPipeline(
+            config["model_path"], scheduler, "CPU", properties
+        )
+        self._handles: dict[int, Any] = {}
+        self._leaving: set[int] = set()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._handles)
+
+    def warm_up(self) -> None:
+        """Generate a little, so that the first request finds compiled kernels."""
+        handle = self._pipeline.add_request(
+            0, _tensor([0, 1]), _generation_config({"max_new_tokens": _WARM_UP_TOKENS})
+        )
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+        handle.read_all()
+
+    def add(self, key: int, prompt: list[int], config: dict[str, Any]) -> None:
+        """Let a sequence join at the next step."""
+        self._handles[key] = self._pipeline.add_request(
+            key, _tensor(prompt), _generation_config(config)
+        )
+
+    def cancel(self, key: int) -> None:
+        """Let a sequence leave at the next step; one that has ended is no error."""
+        if key in self._handles:
+            self._handles[key].cancel()
+            self._leaving.add(key)
+
+    def step(self) -> dict[str, Any]:
+        """Give every sequence its next token, as far as the step's budget goes."""
+        self._pipeline.step()
+        tokens = []
+        gone = list(self._leaving)
+        for key, handle in self._handles.items():
+            if key in self._leaving or not handle.can_read():
+                continue
+            for output in handle.read().values():
+                reason = output.finish_reason.name
+                tokens.append(
+                    [key, list(output.generated_ids), list(output.generated_log_probs), reason]
+                )
+                if reason != "NONE":
+                    gone.append(key)
+        for key in gone:
+            del self._handles[key]
+        self._leaving.clear()
+        # The engine reports per cent, counting blocks kept for reuse.
+        usage = self._pipeline.get_metrics().cache_usage / 100
+        return {"tokens": tokens, "gone": gone, "kv_cache_usage": usage}
+
+
+def _tensor(ids: list[int]) -> ov.Tensor:
+    return ov.Tensor(np.array([ids], np.int64))
+
+
+def _generation_config(values: dict[str, Any]) -> Any:
+    config = genai.GenerationConfig()
+    for name, value in values.items():
+        if name == "structured_output_config":
+            config.structured_output_config = genai.StructuredOutputConfig(**value)
+        else:
+            setattr(config, name, value)
+    return config
+
+
+def _send(descriptor: int, event: dict[str, Any]) -> None:
+    data = memoryview(json.dumps(event).encode() + b"\n")
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _obey(batch: Batch, command: dict[str, Any], output: int) -> None:
+    if "cancel" in command:
+        batch.cancel(command["cancel"])
+        return
+    try:
+        batch.add(command["add"], command["prompt"], command["config"])
+    except Exception as error:  # noqa: BLE001 - whatever the engine dislikes is this request's
+        _send(output, {"refused": command["add"], "text": str(error)})
+
+
+def _serve(commands: Commands, output: int) -> None:
+    """Load, then step while there is work and wait while there is none."""
+    first = commands.read(wait=True)
+    if first is None:
+        return
+    batch = Batch(first[0])
+    batch.warm_up()
+    _send(output, {"ready": {"build": _build()}})
+    while True:
+        arrived = commands.read(wait=not batch.has_work)
+        if arrived is None:
+            return
+        for command in arrived:
+            _obey(batch, command, output)
+        if batch.has_work:
+            _send(output, batch.step())
+
+
+def _build() -> str:
+    """Whatever may change a number: the library and the kind of processor."""
+    device = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
+    return f"openvino-genai {genai.get_version()} on {device}"
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    # Native code prints where it likes; the protocol gets a descriptor of its own.
+    output = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        _serve(Commands(0), output)
+    except Exception as error:  # noqa: BLE001 - the other side must hear why
+        _send(output, {"failed": f"{type(error).__name__}: {error}"})
+        code = 1
+    else:
+        code = 0
+    # The pipeline's destructor complains about sequences that still run.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
