@@ -189,7 +189,7 @@ async def test_wrong_credentials_are_refused_everywhere(
     """Every method of the router fails closed."""
     assert (await raw.refusal(ask(), metadata)).code() is grpc.StatusCode.UNAUTHENTICATED
     admin = admin_pb2_grpc.AdminServiceStub(raw.channel)
-    calls = [
+    calls: list[Any] = [
         raw.stub.ListModels(pb.ListModelsRequest(), metadata=metadata),
         raw.stub.Tokenize(pb.TokenizeRequest(text="x"), metadata=metadata),
         admin.ListWorkers(admin_pb2.ListWorkersRequest(), metadata=metadata),
@@ -229,7 +229,7 @@ async def test_an_ordinary_key_does_not_steer(raw: Raw) -> None:
 )
 async def test_bytes_that_are_no_request(raw: Raw, message: bytes, problem: str) -> None:
     """What does not parse is the caller's mistake, and told as one."""
-    send = raw.channel.unary_stream(GENERATE)
+    send: Any = raw.channel.unary_stream(GENERATE)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await send(message, metadata=CREDENTIALS).read()
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
