@@ -1,10 +1,42 @@
-# `make run` needs Python >= 3.11, make and a package index; nothing else.
+# `make run` and `make test` need Python >= 3.11, make and a package index; nothing else.
 PYTHON ?= python3
 PORT ?= 7070
+BIN := .venv/bin
 
-.PHONY: run
+.PHONY: help run test check bench protos protos-baseline dev test-sentence-transformers clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
+
 run: ## check this machine, install, start everything, take the tour, keep serving
 	@command -v $(PYTHON) > /dev/null || { echo "MISSING  Python 3.11 or newer: install python3 (Debian, Ubuntu: apt install python3 python3-venv), or name one: make run PYTHON=/path/to/python3" >&2; exit 1; }
 	@python=$$($(PYTHON) sidecache/preflight.py --port $(PORT)) \
 		&& "$$python" sidecache/install.py cpu \
-		&& exec .venv/bin/sidecache up --tour --port $(PORT) $(ARGS)
+		&& exec $(BIN)/sidecache up --tour --port $(PORT) $(ARGS)
+
+dev:
+	@$(PYTHON) sidecache/install.py cpu dev
+
+test: dev ## the whole test suite, on real servers and the real model
+	$(BIN)/python -m pytest $(ARGS)
+
+check: dev ## everything CI checks but the tests: lint, types, floors, the contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+	$(BIN)/buf breaking protos --against protos/baseline.binpb
+	$(BIN)/python protos/generate.py --check
+
+protos: dev ## generate sidecache/v1 from protos/
+	$(BIN)/python protos/generate.py
+
+protos-baseline: dev ## at a release: what later contracts may not break
+	$(BIN)/buf build protos -o protos/baseline.binpb
+
+bench: dev ## the router's overhead beside a naive pass-through
+	$(BIN)/python -m benchmarks.overhead --json -
+
+clean: ## remove what was made here; weights stay in the cache outside
+	rm -rf .venv .venv-sentence-transformers .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,6 +12,7 @@ both, so the stub is widened to accept both.
 
 import argparse
 import importlib.resources
+import os
 import re
 import subprocess
 import sys
@@ -47,6 +48,11 @@ def generate(out: Path) -> None:
         ],
         check=True,
         cwd=PROTOS,
+        # protoc finds its plugins beside the interpreter that runs this.
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
         stderr=subprocess.DEVNULL,
     )
     for stub in (out / STUBS).glob("*_pb2_grpc.pyi"):

@@ -91,7 +91,8 @@ def join(parts):
     return struct.pack(f"<{len(kept) + 1}Q", len(kept), *map(len, kept)) + b"".join(kept)
 hash = lambda *parts: hashlib.blake2b(b"".join(parts), digest_size=32, person=b"sidecache-key")
 numbers = struct.pack("<4Id2d", 1, 4, 1, 0, 1.0, 0.0, 0.0)
-scope = hash(join([numbers, b"", b"acme", b"", b"m", b"r1", b"", b"text", b"", b"", join([]), join([])]))
+fields = [numbers, b"", b"acme", b"", b"m", b"r1", b"", b"text", b"", b"", join([]), join([])]
+scope = hash(join(fields))
 print(scope.hexdigest(), hash(join([scope.digest(), b"text", b"Once upon"])).hexdigest())
 """
 
