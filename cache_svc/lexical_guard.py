@@ -1,37 +1,99 @@
-"""The first pair verifier: facts that a small embedder overlooks, compared as words."""
+"""The first pair verifier: facts that a small embedder overlooks, compared as words.
 
-import re
+Each rule may only veto. They are ordered from the surest to the boldest; the
+decision page on the semantic tier has what each of them catches and costs.
+"""
+
+import json
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
+from cache_svc.guard.additions import weighty_addition
+from cache_svc.guard.contrasts import contrast
+from cache_svc.guard.exchange import difference, exchanged, names_differ
+from cache_svc.guard.literals import read_literals
+from cache_svc.guard.negation import is_negated
+from cache_svc.guard.order import order_differs
+from cache_svc.guard.quantities import Figures, figures_differ, read_figures
+from cache_svc.guard.words import Word, read_words
 from cache_svc.verifier import ACCEPTED, Verdict
 
-_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)?")
-_NEGATIONS = frozenset({"not", "no", "never", "without", "cannot", "nor", "none"})
+_VOCABULARY = Path(__file__).parent / "minilm" / "tokenizer.json"
 
 
-class _Reading(NamedTuple):
-    numbers: tuple[str, ...]
+class Reading(NamedTuple):
+    """What the guard reads out of one prompt."""
+
+    words: tuple[Word, ...]
+    stems: frozenset[str]
+    figures: Figures
+    literals: frozenset[str]
     negated: bool
 
 
 class LexicalGuard:
-    """Rejects pairs whose numbers or negations differ."""
+    """Vetoes pairs that differ in a number, a negation, an opposite, a name, a direction.
 
-    def __init__(self, kept_readings: int = 1024) -> None:
-        self._read = lru_cache(kept_readings)(_read)
+    Args:
+        known_words: words spelled right, in lower case; None: those that are whole
+            pieces of the embedder's vocabulary.
+        kept_readings: prompts whose readings are kept, since a popular candidate is
+            read again with every query near it.
+    """
+
+    def __init__(
+        self, known_words: AbstractSet[str] | None = None, *, kept_readings: int = 1024
+    ) -> None:
+        self._known = _vocabulary() if known_words is None else known_words
+        self._read = lru_cache(kept_readings)(read)
 
     def verify(self, query: str, candidate: str, similarity: float) -> Verdict:
+        """Veto a pair that differs in a fact; similarity plays no part in it."""
         one, other = self._read(query), self._read(candidate)
-        if one.numbers != other.numbers:
-            return Verdict(accepted=False, rule="numbers", reason="numbers differ")
-        if one.negated != other.negated:
-            return Verdict(accepted=False, rule="negation", reason="one is negated")
+        for rule, differs in _FACTS.items():
+            if reason := differs(one, other):
+                return Verdict(accepted=False, rule=rule, reason=f"{rule}: {reason}")
+        rest = difference(one.words, other.words, self._known)
+        for rule, differs_in in _WORDINGS.items():
+            if reason := differs_in(rest):
+                return Verdict(accepted=False, rule=rule, reason=f"{rule}: {reason}")
         return ACCEPTED
 
 
-def _read(text: str) -> _Reading:
-    words = [w.lower().replace("\u2019", "'") for w in _WORD.findall(text)]
-    numbers = tuple(sorted(w for w in words if w[0].isdigit()))
-    negations = sum(w in _NEGATIONS or w.endswith("n't") for w in words)
-    return _Reading(numbers, negations % 2 == 1)
+def read(text: str) -> Reading:
+    """Read a prompt once for all rules."""
+    words = tuple(read_words(text))
+    return Reading(
+        words,
+        frozenset(word.stem for word in words),
+        read_figures(words),
+        read_literals(text),
+        is_negated(words),
+    )
+
+
+def _negation(one: Reading, other: Reading) -> str:
+    return "only one is negated" if one.negated != other.negated else ""
+
+
+def _literals(one: Reading, other: Reading) -> str:
+    differing = one.literals ^ other.literals
+    return f"only one quotes {', '.join(sorted(differing))}" if differing else ""
+
+
+_FACTS: dict[str, Callable[[Reading, Reading], str]] = {
+    "numbers": lambda one, other: figures_differ(one.figures, other.figures),
+    "negation": _negation,
+    "opposites": lambda one, other: contrast(one.stems - other.stems, other.stems - one.stems),
+    "order": lambda one, other: order_differs(one.words, other.words),
+    "literals": _literals,
+}
+_WORDINGS = {"names": names_differ, "additions": weighty_addition, "exchange": exchanged}
+
+
+def _vocabulary() -> frozenset[str]:
+    pieces = json.loads(_VOCABULARY.read_bytes())["model"]["vocab"]
+    return frozenset(piece for piece in pieces if piece.isalpha())

@@ -1,0 +1,1 @@
+"""The rules of the lexical guard: what each reads out of a prompt, one a file."""
