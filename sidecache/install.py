@@ -120,7 +120,8 @@ def _run(command: Sequence[str], display: Display) -> tuple[int, list[str]]:
             if downloading := _DOWNLOADING.match(line):
                 file = downloading["file"].rpartition("/")[2]
             elif installing := _INSTALLING.match(line):
-                display.show(f"unpacking {len(installing['names'].split(','))} packages")
+                count = len(installing["names"].split(","))
+                display.show(f"unpacking {count} package{'s' if count > 1 else ''}")
     if LOG.parent.exists():
         with LOG.open("a") as log:
             log.writelines(said)

