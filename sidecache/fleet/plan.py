@@ -1,6 +1,7 @@
 """Which services make a fleet, and how each is told what it needs."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from sidecache.fleet.ports import HOST
 from sidecache.fleet.state import FleetState
 
 Engine = Literal["openvino", "scripted"]
-MODELS: dict[Engine, str] = {"openvino": "smollm2-135m-instruct", "scripted": "scripted"}
+# Where engine and embedder share a few cores, a lookup waits for a step of the
+# engine now and then; the router's own default is for a sidecar with a core to itself.
+LOOKUP_TIMEOUT_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,9 @@ def plan_fleet(
                 "SIDECACHE_ROUTER_WORKERS": json.dumps(workers),
                 "SIDECACHE_ROUTER_CACHE": cache,
                 "SIDECACHE_ROUTER_KEYS_FILE": str(state.keys_file),
+                "SIDECACHE_ROUTER_LOOKUP__LOOKUP_TIMEOUT_S": os.environ.get(
+                    "SIDECACHE_ROUTER_LOOKUP__LOOKUP_TIMEOUT_S", str(LOOKUP_TIMEOUT_S)
+                ),
             },
         ),
     ]

@@ -45,7 +45,8 @@ from sidecache.weights import fetch
 if len(sys.argv) > 2:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
-    print(fetch(ZEROS if len(sys.argv) > 2 and sys.argv[3] == "zeros" else PINNED, home=Path(sys.argv[1])))
+    pinned = ZEROS if "zeros" in sys.argv else PINNED
+    print(fetch(pinned, home=Path(sys.argv[1])))
 except SetupError as error:
     sys.exit(str(error))
 """
