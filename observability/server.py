@@ -67,7 +67,7 @@ async def open_server(
     """
     health = Health(services)
     server = grpc.aio.server(
-        interceptors=(ServerEdge(telemetry), *interceptors),
+        interceptors=(ServerEdge(telemetry, services), *interceptors),
         options=(*_options(settings), *options),
     )
     register(server)

@@ -41,8 +41,7 @@ _NO_PARENT: Final = Context()
 # W3C Trace Context: version-traceid-parentid-flags. Version ff and all-zero ids
 # are invalid; only a later version may append more fields.
 _TRACEPARENT: Final = re.compile(
-    r"(?:00|(?!ff)[0-9a-f]{2}(?=.{52}(?:-|$)))"
-    r"-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 )
 # What OpenTelemetry's TraceIdRatioBased looks at: services with one ratio take
 # one decision about a trace.

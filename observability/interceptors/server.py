@@ -7,13 +7,14 @@ path microseconds.
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import grpc
+from google.protobuf import descriptor_pool
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind
@@ -82,16 +83,22 @@ class ServerEdge(grpc.aio.ServerInterceptor):
 
     Comes first, so that the interceptors behind it run inside the trace and may
     raise SidecacheError as handlers do.
+
+    Args:
+        telemetry: records the calls.
+        services: full names of the services served. Calls of any other method are
+            recorded under one name, or strangers could make metrics without end.
     """
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, services: Sequence[str]) -> None:
         self._calls = telemetry.calls
         self._duration = duration_histogram(
             telemetry.meter, names.RPC_SERVER_CALL_DURATION, "Duration of calls served"
         )
-        # By path; bounded by the methods served, since unknown ones are not kept.
+        self._methods = {path: Method(path) for path in _paths(services)}
+        self._other = Method(names.OTHER_METHOD)
+        # By path; bounded by the methods served.
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
-        self._methods: dict[str, Method] = {}
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -99,39 +106,33 @@ class ServerEdge(grpc.aio.ServerInterceptor):
         path: str = handler_call_details.method
         if path.startswith(_UNOBSERVED):
             return await continuation(handler_call_details)
-        self._begin(path, handler_call_details.invocation_metadata)
-        handler: Handler | None
+        call = self._begin(path, handler_call_details.invocation_metadata)
         try:
             handler = await continuation(handler_call_details)
         except SidecacheError as error:
-            handler = _refusal(error)
-        return self._observed(path, handler)
+            return self._wrap(_refusal(error))
+        if handler is None:  # gRPC itself refuses unknown methods
+            self._finish(call, grpc.StatusCode.UNIMPLEMENTED)
+            return None
+        known = self._wrapped.get(path)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[path] = (handler, self._wrap(handler))
+        return known[1]
 
-    def _begin(self, path: str, metadata: Any) -> None:
+    def _begin(self, path: str, metadata: Any) -> _Call:
+        method = self._methods.get(path, self._other)
         started = perf_counter()
-        method = self._methods.get(path) or Method(path)
         caller = self._calls.accept(remote_parent(metadata))
         span = self._calls.start(method.name, SpanKind.SERVER, caller, method.span_attributes)
         # Never detached: the context ends with the call.
         otel_context.attach(trace.set_span_in_context(span))
-        _running.set(_Call(method, span, started))
-
-    def _observed(self, path: str, handler: Handler | None) -> Handler | None:
-        known = self._wrapped.get(path)
-        if known is not None and known[0] is handler:
-            return known[1]
-        if handler is None:
-            # gRPC itself refuses unknown methods.
-            self._finish(_running.get(), grpc.StatusCode.UNIMPLEMENTED)
-            return None
-        if handler.request_streaming:
-            raise NotImplementedError(f"{path} streams requests; no method of the contract does")
-        wrapped = self._wrap(handler)
-        self._wrapped[path] = (handler, wrapped)
-        self._methods[path] = _running.get().method
-        return wrapped
+        call = _Call(method, span, started)
+        _running.set(call)
+        return call
 
     def _wrap(self, handler: Handler) -> Handler:
+        if handler.request_streaming:
+            raise NotImplementedError("no method of the contract streams requests")
         deserializer = _tolerant(handler.request_deserializer)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
@@ -154,8 +155,7 @@ class ServerEdge(grpc.aio.ServerInterceptor):
                 response = await behavior(request, context)
             except BaseException as error:  # noqa: BLE001 - each way to end is recorded
                 await self._fail(call, error, context)
-            code = context.code()
-            self._finish(call, CODE_BY_NUMBER[code] if code else grpc.StatusCode.OK)
+            self._finish(call, _code_set_by_handler(context))
             return response
 
         return observed
@@ -167,7 +167,7 @@ class ServerEdge(grpc.aio.ServerInterceptor):
                 self._finish(call, ours.code, ours.reason)
                 await _abort(context, ours)
             case grpc.aio.AbortError():
-                self._finish(call, CODE_BY_NUMBER[context.code()])
+                self._finish(call, _code_set_by_handler(context))
                 raise error
             case asyncio.CancelledError():
                 self._finish(call, _why_cancelled(call, context))
@@ -190,6 +190,14 @@ class ServerEdge(grpc.aio.ServerInterceptor):
         self._duration.record(perf_counter() - call.started, call.method.outcome(code))
         if call.span.is_recording():
             end_span(call.span, code, SERVER_FAULTS, reason)
+
+
+def _paths(services: Sequence[str]) -> Iterator[str]:
+    """The paths of the services' methods, as gRPC writes them."""
+    pool = descriptor_pool.Default()
+    for service in services:
+        for method in pool.FindServiceByName(service).methods:
+            yield f"/{service}/{method.name}"
 
 
 def is_client_gone(error: BaseException) -> bool:
@@ -226,6 +234,14 @@ def _rank(error: BaseException) -> int:
             return 1
         case _:
             return 0
+
+
+def _code_set_by_handler(context: Any) -> grpc.StatusCode:
+    """What set_code or abort left behind; grpc.aio keeps it as it was given."""
+    code = context.code()
+    if not code:
+        return grpc.StatusCode.OK
+    return code if isinstance(code, grpc.StatusCode) else CODE_BY_NUMBER[code]
 
 
 def _why_cancelled(call: _Call, context: Any) -> grpc.StatusCode:
