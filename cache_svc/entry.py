@@ -9,10 +9,10 @@ from sidecache.errors import SidecacheError
 # What an entry costs beside its own bytes: Python objects, dictionary slots, the
 # eviction queue and the expiry heap (measured with tracemalloc; a test keeps the
 # figure honest).
-ENTRY_OVERHEAD_BYTES = 1100
-# What a vector costs beside its numbers: FAISS's id, the sets of ids, and the
-# slack of growing arrays.
-VECTOR_OVERHEAD_BYTES = 350
+ENTRY_OVERHEAD_BYTES = 800
+# What a vector costs beside its numbers: its index where the scope is small; ids,
+# sets and the slack of growing arrays where it is large (measured as resident memory).
+VECTOR_OVERHEAD_BYTES = 450
 
 _NAME_DIGITS = 16
 

@@ -17,7 +17,7 @@ from cache_svc.rw_lock import ReadersWriterLock
 from cache_svc.vector_index import (
     Neighbor,
     Vector,
-    VectorRefused,
+    check_id,
     check_vector,
     checked_neighbors,
 )
@@ -25,18 +25,21 @@ from cache_svc.vector_index import (
 # Rows of one segment. It bounds how long one call holds a lock: growing or
 # compacting a single flat index of 100,000 rows stalls for milliseconds.
 SEGMENT_ROWS = 2048
+# Memory kept for this many times the rows there are, before it is given back.
+_MAX_SLACK = 2
 
 
 class FaissSegment:
     """One flat FAISS index behind a readers-writer lock."""
 
-    __slots__ = ("_ids", "_index", "_lock", "dimension")
+    __slots__ = ("_ids", "_index", "_lock", "_peak", "dimension")
 
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension
         self._index = faiss.IndexIDMap(faiss.IndexFlatIP(dimension))
         self._ids: set[int] = set()
         self._lock = ReadersWriterLock()
+        self._peak = 0  # rows there is memory for; FAISS gives none of it back
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -46,13 +49,13 @@ class FaissSegment:
 
     def add(self, entry_id: int, vector: Vector) -> None:
         row = check_vector(vector, self.dimension)
-        if entry_id < 0:
-            raise VectorRefused(f"id {entry_id} would mean 'no result' to FAISS; ids start at 0")
+        check_id(entry_id)
         with self._lock.writing():
             if entry_id in self._ids:
                 raise DuplicateId(f"id {entry_id} is in the index already")
             self._index.add_with_ids(row, np.array([entry_id], np.int64))
             self._ids.add(entry_id)
+            self._peak = max(self._peak, len(self._ids))
 
     def search(self, vector: Vector, k: int) -> list[Neighbor]:
         row = check_vector(vector, self.dimension)
@@ -70,7 +73,16 @@ class FaissSegment:
                 chosen = np.fromiter(known, np.int64, len(known))
                 self._index.remove_ids(faiss.IDSelectorBatch(chosen))
                 self._ids -= known
+                if self._peak > _MAX_SLACK * len(self._ids):
+                    self._compact()
             return len(known)
+
+    def _compact(self) -> None:
+        """Copy what is left into an index of its own size."""
+        left = faiss.IndexIDMap(faiss.IndexFlatIP(self.dimension))
+        vectors = self._index.index.reconstruct_n(0, self._index.ntotal)
+        left.add_with_ids(vectors, faiss.vector_to_array(self._index.id_map))
+        self._index, self._peak = left, len(self._ids)
 
 
 class FaissIndex:
@@ -81,10 +93,11 @@ class FaissIndex:
     whether a result still exists.
     """
 
-    __slots__ = ("_changing", "_home", "_segments", "dimension")
+    __slots__ = ("_changing", "_home", "_segment_rows", "_segments", "dimension")
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, *, segment_rows: int = SEGMENT_ROWS) -> None:
         self.dimension = dimension
+        self._segment_rows = segment_rows
         # Replaced, never changed in place: a search walks the tuple it took.
         self._segments: tuple[FaissSegment, ...] = ()
         self._home: dict[int, FaissSegment] = {}
@@ -134,7 +147,7 @@ class FaissIndex:
 
     def _segment_with_room(self) -> FaissSegment | None:
         """The first segment that is not full: holes left by evictions fill up again."""
-        return next((s for s in self._segments if len(s) < SEGMENT_ROWS), None)
+        return next((s for s in self._segments if len(s) < self._segment_rows), None)
 
 
 def _use_one_thread() -> None:

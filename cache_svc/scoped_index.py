@@ -10,22 +10,33 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 
 from cache_svc.entry import Place
+from cache_svc.plain_index import PlainIndex
 from cache_svc.vector_index import Neighbor, Vector, VectorIndex
+
+# Up to so many vectors a matrix is smaller and quicker than FAISS.
+PLAIN_ROWS = 32
 
 
 class ScopedIndex:
     """The indexes of all scopes. Changed from the event loop only.
 
     Args:
-        new_index: makes an empty index for a scope's first vector.
+        dimension: length of every vector.
+        new_index: makes an empty index for a scope that outgrew a plain matrix.
         executor: runs searches too long for the event loop.
         inline_rows: up to so many vectors a search runs on the event loop, where
             it costs less than handing it to a thread would.
     """
 
     def __init__(
-        self, new_index: Callable[[], VectorIndex], executor: Executor, *, inline_rows: int
+        self,
+        dimension: int,
+        new_index: Callable[[], VectorIndex],
+        executor: Executor,
+        *,
+        inline_rows: int,
     ) -> None:
+        self._dimension = dimension
         self._new_index = new_index
         self._executor = executor
         self._inline_rows = inline_rows
@@ -50,10 +61,18 @@ class ScopedIndex:
         """Make a vector findable inside its place; raises as VectorIndex.add does."""
         index = self._indexes.get(place)
         if index is None:
-            index = self._new_index()
+            index = PlainIndex(self._dimension)
+        elif isinstance(index, PlainIndex) and len(index) >= PLAIN_ROWS:
+            index = self._grown(index)
         index.add(entry_id, vector)
         self._indexes[place] = index
         self._vectors += 1
+
+    def _grown(self, small: PlainIndex) -> VectorIndex:
+        large = self._new_index()
+        for entry_id, vector in small:
+            large.add(entry_id, vector)
+        return large
 
     def remove(self, place: Place, entry_ids: Collection[int]) -> None:
         """Forget vectors; a scope without vectors costs nothing."""

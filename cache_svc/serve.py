@@ -69,8 +69,12 @@ def _assemble(
 ) -> tuple[CacheService, AnswerStore]:
     """Wire the parts; ``queue`` is None where the semantic tier is off."""
     dimension = 0 if queue is None else queue.dimension
-    inline_rows = settings.semantic.inline_rows
-    index = ScopedIndex(lambda: FaissIndex(dimension), executor, inline_rows=inline_rows)
+    index = ScopedIndex(
+        dimension,
+        lambda: FaissIndex(dimension),
+        executor,
+        inline_rows=settings.semantic.inline_rows,
+    )
     stats = Stats()
     departures = Departures(index, stats)
     store = MemoryStore(settings.max_bytes, clock, departures)

@@ -113,6 +113,16 @@ def check_vector(vector: Vector, dimension: int) -> Matrix:
     return row
 
 
+def check_id(entry_id: int) -> None:
+    """Refuse an id that FAISS could not give back.
+
+    Raises:
+        VectorRefused: the id is negative; -1 is how FAISS says "no result".
+    """
+    if entry_id < 0:
+        raise VectorRefused(f"id {entry_id} is negative; ids start at 0")
+
+
 def checked_neighbors(
     ids: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]
 ) -> list[Neighbor]:
