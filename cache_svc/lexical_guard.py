@@ -15,6 +15,7 @@ from cache_svc.guard.additions import weighty_addition
 from cache_svc.guard.contrasts import contrast
 from cache_svc.guard.exchange import difference, exchanged, names_differ
 from cache_svc.guard.literals import read_literals
+from cache_svc.guard.meaning import content
 from cache_svc.guard.negation import is_negated
 from cache_svc.guard.order import order_differs
 from cache_svc.guard.quantities import Figures, figures_differ, read_figures
@@ -28,6 +29,7 @@ class Reading(NamedTuple):
     """What the guard reads out of one prompt."""
 
     words: tuple[Word, ...]
+    content: tuple[Word, ...]
     stems: frozenset[str]
     figures: Figures
     literals: frozenset[str]
@@ -56,7 +58,7 @@ class LexicalGuard:
         for rule, differs in _FACTS.items():
             if reason := differs(one, other):
                 return Verdict(accepted=False, rule=rule, reason=f"{rule}: {reason}")
-        rest = difference(one.words, other.words, self._known)
+        rest = difference(one.content, other.content, self._known)
         for rule, differs_in in _WORDINGS.items():
             if reason := differs_in(rest):
                 return Verdict(accepted=False, rule=rule, reason=f"{rule}: {reason}")
@@ -66,10 +68,12 @@ class LexicalGuard:
 def read(text: str) -> Reading:
     """Read a prompt once for all rules."""
     words = tuple(read_words(text))
+    figures = read_figures(words)
     return Reading(
         words,
+        content(words, figures.spent),
         frozenset(word.stem for word in words),
-        read_figures(words),
+        figures,
         read_literals(text),
         is_negated(words),
     )

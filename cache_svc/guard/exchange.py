@@ -6,7 +6,7 @@ from functools import partial
 from itertools import takewhile
 from typing import NamedTuple
 
-from cache_svc.guard.meaning import content, is_synonym
+from cache_svc.guard.meaning import is_synonym
 from cache_svc.guard.words import Word, listed
 
 # Up to so many words of meaning, or this share of those both prompts say, count
@@ -39,16 +39,15 @@ def difference(one: Sequence[Word], other: Sequence[Word], known: AbstractSet[st
     Synonyms, forms of one word and typing errors have cancelled out.
 
     Args:
-        one: the words of the first prompt.
-        other: the words of the second.
+        one: the first prompt's words of meaning.
+        other: the second's.
         known: words that are spelled right; a word that is not may be a typing
             error of one that is.
     """
-    mine, theirs = content(one), content(other)
-    said_here, said_there = {w.stem for w in mine}, {w.stem for w in theirs}
+    said_here, said_there = {w.stem for w in one}, {w.stem for w in other}
     shared = len(said_here & said_there)
-    only_here = [w for w in mine if w.stem not in said_there]
-    only_there = [w for w in theirs if w.stem not in said_here]
+    only_here = [w for w in one if w.stem not in said_there]
+    only_there = [w for w in other if w.stem not in said_here]
     if min(len(only_here), len(only_there)) > _MAX_COMPARED:
         # So far apart that pairing words off proves nothing; and it takes quadratic time.
         return Difference(tuple(only_here), tuple(only_there), shared)

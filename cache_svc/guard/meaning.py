@@ -1,6 +1,7 @@
 """Which words of a prompt carry its meaning, and which of them mean the same."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 from cache_svc.guard.words import Word, listed, stem
 
@@ -200,9 +201,18 @@ _GROUPS_OF = _groups()
 _NONE: frozenset[int] = frozenset()
 
 
-def content(words: Sequence[Word]) -> list[Word]:
-    """The words that carry the meaning; numbers are compared elsewhere."""
-    return [w for w in words if w.text not in _IDLE_WORDS and w.text[0].isalpha()]
+def content(words: Sequence[Word], spent: AbstractSet[int]) -> tuple[Word, ...]:
+    """The words that carry the meaning.
+
+    Args:
+        words: of the whole prompt.
+        spent: positions of numbers and units, which are compared elsewhere.
+    """
+    return tuple(
+        word
+        for at, word in enumerate(words)
+        if at not in spent and word.text not in _IDLE_WORDS and word.text[0].isalpha()
+    )
 
 
 def is_synonym(one: str, other: str) -> bool:

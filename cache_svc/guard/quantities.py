@@ -69,16 +69,18 @@ _UNITS: dict[str, tuple[str, float]] = {
 }
 _CURRENCY_SIGNS = frozenset("£$€¥")
 
-_MONTHS = {
+_CALENDAR = {
     alias: aliases.split()[0]
     for aliases in (
-        "january jan", "february feb", "march", "april apr", "june jun", "july jul",
+        "january jan", "february feb", "march", "april apr", "may", "june jun", "july jul",
         "august aug", "september sep sept", "october oct", "november nov", "december dec",
         "monday mon", "tuesday tue tues", "wednesday wed weds", "thursday thu thur thurs",
         "friday fri", "saturday", "sunday",
     )
     for alias in aliases.split()
 }  # fmt: skip
+# Months only where they are written as names.
+_ALSO_VERBS = frozenset({"march", "may"})
 _MERIDIEMS = {"am": "am", "pm": "pm"}
 _ORDINAL_ENDINGS = frozenset({"st", "nd", "rd", "th"})
 _GROUPED = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
@@ -108,10 +110,16 @@ class Quantity(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Everything countable in a prompt. ``codes``: P60, v2.1.3, March, Monday."""
+    """Everything countable in a prompt.
+
+    Attributes:
+        codes: P60, v2.1.3, march, monday.
+        spent: positions of the words that were read as numbers and their units.
+    """
 
     quantities: tuple[Quantity, ...]
     codes: frozenset[str]
+    spent: frozenset[int]
 
 
 def read_figures(words: Sequence[Word]) -> Figures:
@@ -160,42 +168,43 @@ class _Reader:
     def __init__(self, words: Sequence[Word]) -> None:
         self._words = words
         self._codes: set[str] = set()
+        self._spent: set[int] = set()
 
     def read(self) -> Figures:
-        return Figures(tuple(self._quantities()), frozenset(self._codes))
+        quantities = tuple(self._quantities())
+        return Figures(quantities, frozenset(self._codes), frozenset(self._spent))
 
     def _quantities(self) -> Iterator[Quantity]:
         at = 0
         while at < len(self._words):
-            word = self._words[at].text
+            word, start = self._words[at].text, at
             if word[0].isdigit():
                 quantity, at = self._digits(at)
-                if quantity is not None:
-                    yield quantity
-            elif word in _NUMBER_WORDS or (word in _SCALES and at > 0):
+            elif word in _NUMBER_WORDS or word in _SCALES:
                 value, optional, at = self._spelled(at)
                 quantity, at = self._with_unit(value, at, optional=optional)
-                yield quantity
             else:
-                yield from self._other(word, at)
+                quantity = self._other(word, at)
                 at += 1
+            if quantity is not None:
+                self._spent.update(range(start, at))
+                yield quantity
 
-    def _other(self, word: str, at: int) -> Iterator[Quantity]:
-        """Ordinals, "an hour", noon, and names of months and days."""
+    def _other(self, word: str, at: int) -> Quantity | None:
+        """An ordinal, "an hour" or noon; notes names of months and days."""
         unit = self._text(at + 1)
-        if word in _ORDINALS and not (word == "second" and unit in {"hand", "opinion"}):
+        if word in _ORDINALS:
             value = _ORDINALS[word]
-            yield Quantity(value, "ordinal", value, optional=word in _OPTIONAL_ONES)
-        elif word in {"a", "an", "per"} and unit in _UNITS:
+            return Quantity(value, "ordinal", value, optional=word in _OPTIONAL_ONES)
+        if word in {"a", "an", "per"} and unit in _UNITS:
+            self._spent.add(at + 1)
             dimension, factor = _UNITS[unit]
-            yield Quantity(1, dimension, factor, optional=True)
-        elif word in {"noon", "midnight", "midday"}:
-            yield Quantity(12, "clock", 0, "am" if word == "midnight" else "pm")
-        elif word in _MONTHS:
-            if word != "march" or self._words[at].name:
-                self._codes.add(_MONTHS[word])
-        elif word == "may" and self._words[at].name:
-            self._codes.add(word)
+            return Quantity(1, dimension, factor, optional=True)
+        if word in {"noon", "midnight", "midday"}:
+            return Quantity(12, "clock", 0, "am" if word == "midnight" else "pm")
+        if word in _CALENDAR and (self._words[at].name or word not in _ALSO_VERBS):
+            self._codes.add(_CALENDAR[word])
+        return None
 
     def _digits(self, at: int) -> tuple[Quantity | None, int]:
         """A number in digits at ``at``; returns it and where to go on."""

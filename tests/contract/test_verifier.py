@@ -1,0 +1,140 @@
+"""What every PairVerifier promises, and which look-alikes the default one tells apart."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache_svc.lexical_guard import LexicalGuard
+from cache_svc.verifier import PairVerifier
+
+# A learned verifier joins this list.
+IMPLEMENTATIONS: dict[str, PairVerifier] = {"lexical": LexicalGuard()}
+
+LOOK_ALIKES = [
+    # numbers, times, dates, units
+    ("Remind me at 7am", "Remind me at 7pm"),
+    ("What is 15% of 200?", "What is 15% of 2000?"),
+    ("Track parcel 91822", "Track parcel 91282"),
+    ("A recipe for two people", "A recipe for four people"),
+    ("Is 10 MB enough?", "Is 10 GB enough?"),
+    ("How far is 5 km?", "How far is 5 miles?"),
+    ("What happened on March 3?", "What happened on May 3?"),
+    ("Are you open on Monday?", "Are you open on Tuesday?"),
+    ("Release notes of v2.1", "Release notes of v2.2"),
+    ("Explain GPT-3", "Explain GPT-4"),
+    ("Rooms for 2 adults and 3 children", "Rooms for 3 adults and 3 children"),
+    ("What was decided in the first meeting?", "What was decided in the third meeting?"),
+    # negation
+    ("How do I cancel my subscription?", "How do I not cancel my subscription?"),
+    ("Cancel my subscription", "Don't cancel my subscription"),
+    ("Which foods contain gluten?", "Which foods don't contain gluten?"),
+    ("Can I travel with a visa?", "Can I travel without a visa?"),
+    ("Meals with nuts", "Meals with no nuts"),
+    # opposites
+    ("How do I enable dark mode?", "How do I disable dark mode?"),
+    ("Turn on the heating", "Turn off the heating"),
+    ("Why did prices increase?", "Why did prices decrease?"),
+    ("Sort the list in ascending order", "Sort the list in descending order"),
+    ("Is it legal to fish here?", "Is it illegal to fish here?"),
+    ("How do I lock my screen?", "How do I unlock my screen?"),
+    ("What should I do before surgery?", "What should I do after surgery?"),
+    # direction
+    ("Translate from English to Welsh", "Translate from Welsh to English"),
+    ("Flights from Oslo to Bergen", "Flights from Bergen to Oslo"),
+    ("Does Tom owe money to Anna?", "Does Anna owe money to Tom?"),
+    # names and exchanged words
+    ("What is the capital of France?", "What is the capital of Spain?"),
+    ("Who wrote Hamlet?", "Who wrote Macbeth?"),
+    ("Does the hotel have a sauna?", "Does the hotel have a garage?"),
+    ("How do I reset my password?", "How do I reset my colleague's password?"),
+    ("What does `sorted` return?", "What does `reversed` return?"),
+    ("Explain os.path.join", "Explain os.path.split"),
+]
+
+SAME_MEANING = [
+    ("What is the capital of France?", "What's the capital city of France?"),
+    ("What is the capital of France?", "what is the capital of france"),
+    ("How do I cancel my subscription?", "How can I cancel my subscription please?"),
+    ("Can you meet at 3pm?", "Can you meet at 3 o'clock?"),
+    ("Is it open for 2 weeks?", "Is it open for 14 days?"),
+    ("A loan of 1,000 dollars", "A loan of $1000"),
+    ("How many are in a dozen eggs?", "How many are in 12 eggs?"),
+    ("How do I boil one egg?", "How do I boil an egg?"),
+    ("I can't log in", "I cannot log in"),
+    ("On the menu, what vegan options are there?", "What vegan options are there on the menu?"),
+    ("Where can I find my invoice history?", "Where can I find my invioce history?"),
+    ("Hi, how do I book a table? Thanks!", "How do I reserve a table?"),
+    ("What is the fastest way to learn typing?", "What's the quickest way to learn typing?"),
+    ("How do I align a table?", "Table alignment"),
+]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=list(IMPLEMENTATIONS))
+def verifier(request: pytest.FixtureRequest) -> PairVerifier:
+    chosen: PairVerifier = request.param
+    return chosen
+
+
+@pytest.mark.parametrize(("one", "other"), LOOK_ALIKES)
+def test_look_alikes_are_vetoed(verifier: PairVerifier, one: str, other: str) -> None:
+    """A pair that differs in a fact is refused whichever of the two is stored."""
+    for query, candidate in ((one, other), (other, one)):
+        verdict = verifier.verify(query, candidate, 0.97)
+        assert not verdict.accepted
+        assert verdict.rule
+        assert verdict.reason
+
+
+@pytest.mark.parametrize(("one", "other"), SAME_MEANING)
+def test_same_meaning_passes(verifier: PairVerifier, one: str, other: str) -> None:
+    """Another wording of the same facts is served."""
+    for query, candidate in ((one, other), (other, one)):
+        verdict = verifier.verify(query, candidate, 0.9)
+        assert verdict.accepted, verdict.reason
+
+
+@given(text=st.text(max_size=300))
+def test_a_text_equals_itself(text: str) -> None:
+    """No prompt, however odd, is told apart from itself."""
+    for verifier in IMPLEMENTATIONS.values():
+        assert verifier.verify(text, str(text), 1.0).accepted
+
+
+_WORDS = """how do i not cancel 2 two 3pm Paris London from to enable disable 10 GB a.b 'x y'
+? , - March may first an hour colleague"""
+_Words = st.sampled_from(sorted(_WORDS.split()))
+
+
+@given(one=st.lists(_Words, max_size=12), other=st.lists(_Words, max_size=12))
+def test_symmetric_and_repeatable(one: list[str], other: list[str]) -> None:
+    """The verdict depends on the pair alone, not on which of the two is stored."""
+    for verifier in IMPLEMENTATIONS.values():
+        there = verifier.verify(" ".join(one), " ".join(other), 0.9)
+        back = verifier.verify(" ".join(other), " ".join(one), 0.9)
+        assert there.accepted == back.accepted
+        assert there == verifier.verify(" ".join(one), " ".join(other), 0.9)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (" ".join(f"w{i}x" for i in range(1000)), " ".join(f"v{i}y" for i in range(1000))),
+        (" ".join(f"lorem{chr(97 + i % 26)}" for i in range(900)), "dolor " * 900),
+        ("1 " * 2000, "2 " * 2000),
+        ("a." * 2000, "a/" * 2000),
+        ("'" * 4000, '"' * 4000),
+        ("from to " * 500, "to from " * 500),
+    ],
+)
+def test_hostile_prompts_are_judged_in_time(one: str, other: str) -> None:
+    """The longest prompts of the tier, made to be slow, cannot stall the event loop.
+
+    The bound is ten times what is needed, so that a busy machine passes and a
+    quadratic rule (seconds) does not.
+    """
+    for verifier in IMPLEMENTATIONS.values():
+        started = time.process_time()
+        verifier.verify(one[:4096], other[:4096], 0.9)
+        assert time.process_time() - started < 0.5
