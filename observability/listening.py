@@ -171,7 +171,10 @@ def _add_port(
             return server.add_insecure_port(address)
         return server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise SetupError(f"cannot listen on {address}: choose another address") from error
+        hint = "choose another address"
+        if credentials is not None:
+            hint += ", or give tls a PEM certificate and the key that belongs to it"
+        raise SetupError(f"cannot listen on {address}: {hint}") from error
 
 
 def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:
