@@ -58,7 +58,6 @@ class OpenVinoEngine:
         self._keys = itertools.count(1)
         self._kv_cache_usage = 0.0
         self._last_sign = 0.0
-        self._closing = False
         self._link: EngineLink
         self._tokenizer: GgufTokenizer
         self._end_token_id: int
@@ -94,7 +93,6 @@ class OpenVinoEngine:
     async def aclose(self) -> None:
         if self._reader is None:
             return
-        self._closing = True
         self._die(EngineFailed("the engine was closed"))
         self._reader.cancel()
         await asyncio.wait((self._reader,))

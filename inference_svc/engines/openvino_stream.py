@@ -92,7 +92,7 @@ class OpenVinoStream:
             ids, [TokenLogprob(each) for each in logprobs] if wanted else (), _REASONS[reason]
         )
         self._put(delta)
-        if choice.finished is not None and reason == "NONE":
+        if delta.finish_reason is not None and reason == "NONE":
             self._batch.leave(key)
         if self._prefill is not None:
             self._prefill.done()

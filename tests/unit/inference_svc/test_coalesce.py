@@ -1,0 +1,113 @@
+"""The first token at once, then whatever came while the last write was under way."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from inference_svc.coalesce import Coalescer
+from inference_svc.engine import FinishReason, TokenDelta, TokenLogprob
+from sidecache.errors import EngineFailed, Unavailable
+
+
+class Feed:
+    """An engine stream that gives what it is told to, when it is told to."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[TokenDelta | Exception | None] = asyncio.Queue()
+
+    def put(self, *items: TokenDelta | Exception | None) -> None:
+        for item in items:
+            self._queue.put_nowait(item)
+
+    async def deltas(self) -> AsyncIterator[TokenDelta]:
+        while (item := await self._queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+def token(offset: int, choice: int = 0, reason: FinishReason | None = None) -> TokenDelta:
+    logprobs = (TokenLogprob(-float(offset)),)
+    return TokenDelta(choice, offset, (100 + offset,), f" {offset}", logprobs, reason)
+
+
+async def test_the_first_goes_alone_and_the_rest_together() -> None:
+    """One token that is there is not kept for more; those that came meanwhile are merged."""
+    feed = Feed()
+    async with Coalescer(feed.deltas(), 64) as stream:
+        feed.put(token(0))
+        assert await stream.take(1) == token(0)
+        feed.put(token(1), token(2), token(3))
+        await asyncio.sleep(0)
+        merged = await stream.take(1)
+    assert merged is not None
+    assert (merged.offset, merged.token_ids, merged.text) == (1, (101, 102, 103), " 1 2 3")
+    assert [each.logprob for each in merged.logprobs] == [-1, -2, -3]
+
+
+async def test_a_message_has_a_limit() -> None:
+    """No more tokens than allowed go into one message, and none is lost."""
+    feed = Feed()
+    feed.put(*map(token, range(10)), None)
+    async with Coalescer(feed.deltas(), 4) as stream:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        sizes = []
+        while not stream.complete:
+            delta = await stream.take(1)
+            if delta is not None:
+                sizes.append(len(delta.token_ids))
+    assert sum(sizes) == 10
+    assert max(sizes) <= 4
+
+
+async def test_choices_are_not_mixed_and_an_end_is_the_end() -> None:
+    """A message holds one choice, and nothing after that choice's finish reason."""
+    feed = Feed()
+    stop = FinishReason.STOP
+    feed.put(token(0), token(1, reason=stop), token(0, choice=1), token(1, choice=1, reason=stop))
+    async with Coalescer(feed.deltas(), 64) as stream:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        taken = [await stream.take(1) for _ in range(2)]
+    assert [(each.choice, len(each.token_ids)) for each in taken if each] == [(0, 2), (1, 2)]
+    assert all(each and each.finish_reason is stop for each in taken)
+
+
+async def test_silence_is_reported_and_loses_nothing() -> None:
+    """A time-out is None, and the stream goes on after it."""
+    feed = Feed()
+    async with Coalescer(feed.deltas(), 64) as stream:
+        assert await stream.take(0.001) is None
+        assert not stream.complete
+        feed.put(token(0))
+        assert await stream.take(1) == token(0)
+
+
+async def test_what_came_before_a_failure_is_delivered_first() -> None:
+    """An engine's death comes after its last tokens, as itself."""
+    feed = Feed()
+    feed.put(token(0), EngineFailed("gone"))
+    async with Coalescer(feed.deltas(), 64) as stream:
+        assert await stream.take(1) == token(0)
+        with pytest.raises(EngineFailed, match="gone"):
+            await stream.take(1)
+
+
+async def test_a_stream_can_be_ended_from_outside() -> None:
+    """A drain ends a waiting reader with its own error."""
+    async with Coalescer(Feed().deltas(), 64) as stream:
+        waiting = asyncio.create_task(stream.take(60))
+        await asyncio.sleep(0)
+        stream.fail(Unavailable("draining"))
+        with pytest.raises(Unavailable, match="draining"):
+            await waiting
+
+
+async def test_leaving_stops_the_reading() -> None:
+    """No task is left behind when the block is left."""
+    before = asyncio.all_tasks()
+    async with Coalescer(Feed().deltas(), 64):
+        await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
