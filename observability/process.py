@@ -97,6 +97,7 @@ class _Process:
             loop.add_signal_handler(number, self._on_signal, number)
         telemetry = Telemetry.start(self._service, self._settings.telemetry)
         try:
+            logger.debug("starting")
             self._starting = serving = asyncio.create_task(self._serve(serve(telemetry)))
             await self._ended(serving)
         finally:

@@ -48,7 +48,7 @@ async def drain(call: Any) -> None:
 async def test_each_call_ends_one_span_with_its_status(
     pair: Pair,
     open_way: Open,
-    streams: bool,  # noqa: FBT001
+    streams: bool,
 ) -> None:
     """OK, a server's error and an expired deadline each end one span and one duration."""
     async with open_way(pair.address, pair.client.telemetry) as channel:

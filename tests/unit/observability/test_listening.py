@@ -1,16 +1,13 @@
 import os
 import socket
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from observability.listening import is_local
-from observability.settings import ChannelSettings, ClientTlsSettings, ServerSettings, TlsSettings
+from observability.settings import ServerSettings
 from sidecache.errors import SetupError
 from sidecache.v1 import inference_pb2 as pb
 from tests.unit.observability.conftest import Service, serving
@@ -146,6 +143,6 @@ async def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
         ("host.example:1", False),
     ],
 )
-def test_what_counts_as_local(listen: str, local: bool) -> None:  # noqa: FBT001
+def test_what_counts_as_local(listen: str, local: bool) -> None:
     """Loopback addresses and Unix sockets, and nothing that must be resolved first."""
     assert is_local(listen) is local

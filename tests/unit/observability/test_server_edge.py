@@ -82,7 +82,7 @@ async def test_a_handler_runs_under_its_span(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-async def test_a_domain_error_arrives_as_itself(pair: Pair, grouped: bool) -> None:  # noqa: FBT001
+async def test_a_domain_error_arrives_as_itself(pair: Pair, grouped: bool) -> None:
     """What a handler raises, alone or in a TaskGroup's group, the client can raise again."""
 
     async def refuse(_request: Any, context: Any) -> None:
@@ -205,7 +205,7 @@ async def test_an_expired_deadline_is_told_from_a_cancel(pair: Pair) -> None:
 @pytest.mark.parametrize("grouped", [False, True])
 async def test_a_vanished_client_is_no_error(
     pair: Pair,
-    grouped: bool,  # noqa: FBT001
+    grouped: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A write to a client that is gone ends the span as CANCELLED, without an error line."""

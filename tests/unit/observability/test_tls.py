@@ -42,7 +42,7 @@ class Certificates:
         return made
 
     def _openssl(self, command: str) -> None:
-        subprocess.run(  # noqa: S603 - our own arguments
+        subprocess.run(
             ["openssl", *command.split()],  # noqa: S607 - the machine's openssl
             cwd=self.directory,
             check=True,

@@ -25,7 +25,7 @@ SPAN = "b7ad6b7169203331"
 
 
 @given(st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), st.booleans())
-def test_a_traceparent_survives_the_wire(trace_id: int, span_id: int, sampled: bool) -> None:  # noqa: FBT001
+def test_a_traceparent_survives_the_wire(trace_id: int, span_id: int, sampled: bool) -> None:
     """What one hop formats the next one parses, and OpenTelemetry's own propagator agrees."""
     flags = TraceFlags(SAMPLED if sampled else 0)
     sent = SpanContext(trace_id, span_id, is_remote=False, trace_flags=flags)
