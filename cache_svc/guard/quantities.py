@@ -79,7 +79,7 @@ _CALENDAR = {
     )
     for alias in aliases.split()
 }  # fmt: skip
-# Months only where they are written as names.
+# Months only where nothing else can be meant.
 _ALSO_VERBS = frozenset({"march", "may"})
 _MERIDIEMS = {"am": "am", "pm": "pm"}
 _ORDINAL_ENDINGS = frozenset({"st", "nd", "rd", "th"})
@@ -202,9 +202,14 @@ class _Reader:
             return Quantity(1, dimension, factor, optional=True)
         if word in {"noon", "midnight", "midday"}:
             return Quantity(12, "clock", 0, "am" if word == "midnight" else "pm")
-        if word in _CALENDAR and (self._words[at].name or word not in _ALSO_VERBS):
+        if word in _CALENDAR and (word not in _ALSO_VERBS or self._is_month(at)):
             self._codes.add(_CALENDAR[word])
         return None
+
+    def _is_month(self, at: int) -> bool:
+        """Whether march or may is the month: written as a name, or beside a number."""
+        beside = self._text(at - 1)[:1] + self._text(at + 1)[:1]
+        return self._words[at].name or any(map(str.isdigit, beside))
 
     def _digits(self, at: int) -> tuple[Quantity | None, int]:
         """A number in digits at ``at``; returns it and where to go on."""

@@ -112,6 +112,6 @@ def stem(word: str) -> str:
             break
     if word[-1:] == word[-2:-1] and len(word) > _MIN_STEM:  # cancell, stopp
         word = word[:-1]
-    if len(word) > _MIN_STEM and word.endswith("i"):  # carri from carries
+    if len(word) >= _MIN_STEM and word.endswith("i"):  # carri from carries
         word = word[:-1] + "y"
     return word.replace("isation", "ization").replace("our", "or") if len(word) > 4 else word  # noqa: PLR2004
