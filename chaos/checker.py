@@ -96,8 +96,8 @@ class _World:
             self._by_question[key.exact].append(call)
             self._by_scope[key.scope].append(call)
             for choice in range(_num_choices(call)):
-                opening = reference.answer(call.request, choice).token_ids[0]
-                self._by_opening[opening].append((call, choice))
+                for opening in reference.answer(call.request, choice).token_ids[:1]:
+                    self._by_opening[opening].append((call, choice))
 
     def owner(self, tokens: dict[int, int]) -> Call | None:
         """A call whose answer these tokens are, as far as they go."""
@@ -129,12 +129,15 @@ class _World:
     def _key(self, call: Call) -> RequestKey:
         request = pb.GenerateRequest()
         request.CopyFrom(call.request)
-        request.n = _num_choices(call)
+        request.n = call.request.n if call.request.HasField("n") else 1
         request.max_tokens = self.reference.max_tokens(call.request)
         return request_key(request, tenant=call.tenant, model=request.model, revision="")
 
 
 def _num_choices(call: Call) -> int:
+    # A refused request may have asked for billions; nothing came, nothing to check.
+    if not any(call.events()):
+        return 0
     return call.request.n if call.request.HasField("n") else 1
 
 
@@ -217,11 +220,11 @@ def _check_outcome(call: Call, choices: Sequence[ChoiceCheck]) -> list[Violation
             NoTerminal(call.number, f"finished of choice {index}") for index in unfinished
         ]
         if call.started is None:
-            missing.append(NotStarted(call.number, ""))
+            missing += [NotStarted(call.number, ""), NoTerminal(call.number, "finished")]
         return missing
     # Without an ErrorInfo it is the client's own transport that failed, and that
     # can happen between the last event and the status.
-    if not unfinished and ended.reason:
+    if choices and not unfinished and ended.reason:
         return [ManyTerminals(call.number, f"finished, {ended.code}")]
     return []
 

@@ -136,7 +136,7 @@ class NegativeControl(Generic[S]):
 
     Attributes:
         title: why the claim is false there.
-        experiment: run like any other; it must fail.
+        experiment: played up to the end of its invariant, which must not hold.
         must_catch: the invariant's probes that must be out of tolerance. Every
             other probe must hold, or something else went wrong than was planted.
     """

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from chaos.history import Call
 
@@ -65,9 +64,7 @@ class Figures:
         gaps: list[float] = []
         tokens = migrations = 0
         for call in kept:
-            for choice in range(max(1, call.request.n)):
-                times = call.token_times(choice)
-                gaps.extend(later - earlier for earlier, later in pairwise(times))
+            gaps.extend(call.gaps())
             tokens += sum(len(event.delta.token_ids) for event in call.events())
             migrations += sum(event.HasField("migrated") for event in call.events())
         return cls(

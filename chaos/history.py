@@ -88,15 +88,15 @@ class Call:
         moves = [event.migrated.to_worker for event in self.events() if event.HasField("migrated")]
         return moves[-1] if moves else self.started.worker if self.started else ""
 
-    def token_times(self, choice: int = 0) -> list[float]:
-        """When each delta with tokens of this choice arrived."""
-        return [
-            entry.at_s
-            for entry in self.entries
-            if isinstance(entry, Received)
-            and entry.event.delta.token_ids
-            and entry.event.delta.choice == choice
-        ]
+    def gaps(self) -> Iterator[float]:
+        """Seconds between two deltas with tokens of one choice."""
+        last_s: dict[int, float] = {}
+        for entry in self.entries:
+            if isinstance(entry, Received) and entry.event.delta.token_ids:
+                choice = entry.event.delta.choice
+                if choice in last_s:
+                    yield entry.at_s - last_s[choice]
+                last_s[choice] = entry.at_s
 
     @property
     def ttft_s(self) -> float | None:

@@ -48,18 +48,20 @@ class ScriptedReference:
 
     Attributes:
         default_max_tokens: of the router, for requests that name none.
-        answer_tokens: the worker's setting of that name.
+        answer_tokens, context_length: the worker's settings of these names.
     """
 
     default_max_tokens: int = 256
     answer_tokens: int | None = None
+    context_length: int = 8192
 
     def answer(self, request: pb.GenerateRequest, choice: int) -> Answer:
         prompt = tuple(_prompt_ids(request))
         sampling = request.sampling
         seed = sampling.seed if sampling.HasField("seed") else prompt_seed(prompt)
         most = self.max_tokens(request)
-        length, reason = most, pb.FINISH_REASON_LENGTH
+        # Beyond the context a request is refused, and no answer is the right one.
+        length, reason = min(most, self.context_length), pb.FINISH_REASON_LENGTH
         if self.answer_tokens is not None and self.answer_tokens < most:
             length, reason = self.answer_tokens, pb.FINISH_REASON_STOP
         return _write(seed + choice, length, reason, tuple(request.stop))

@@ -32,17 +32,17 @@ async def run(experiment: Experiment[Any], *, with_control: bool = True) -> Jour
     journal = await _play(experiment)
     control = experiment.negative_control
     if with_control and control is not None and journal.status == "completed":
-        journal.control = await _play(control.experiment)
+        journal.control = await _play(control.experiment, is_control=True)
     return journal
 
 
-async def _play(experiment: Experiment[Any]) -> Journal:
+async def _play(experiment: Experiment[Any], *, is_control: bool = False) -> Journal:
     journal = Journal(experiment)
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         try:
             async with experiment.open_stage(Path(folder)) as stage:
-                await _Run(experiment, stage, journal).play()
+                await _Run(experiment, stage, journal, is_control=is_control).play()
         except _Over as over:
             journal.status, journal.why = over.status, over.why
         except Exception as error:  # noqa: BLE001 - a stage that cannot be opened is a result too
@@ -52,12 +52,19 @@ async def _play(experiment: Experiment[Any]) -> Journal:
 
 
 class _Run:
-    """One experiment on one open stage."""
+    """One experiment on one open stage.
 
-    def __init__(self, experiment: Experiment[S], stage: S, journal: Journal) -> None:
+    A control ends with the invariant: it has nothing to say about recovery, and
+    its stage is thrown away, fault and all.
+    """
+
+    def __init__(
+        self, experiment: Experiment[S], stage: S, journal: Journal, *, is_control: bool
+    ) -> None:
         self._experiment = experiment
         self._stage = stage
         self._journal = journal
+        self._is_control = is_control
         self._began_s = time.monotonic()
 
     async def play(self) -> None:
@@ -87,11 +94,11 @@ class _Run:
         await self._test(experiment.steady_state, journal.before)
         self._require(journal.before, "the steady state was not met before the fault")
         stage.phase = "fault"
+        if self._is_control:
+            await self._under_fault()
+            return
         try:
-            await self._do(experiment.method, journal.method)
-            await self._test(experiment.proof, journal.proof)
-            self._require(journal.proof, "the fault did not strike")
-            await self._test(experiment.invariant, journal.invariant)
+            await self._under_fault()
         finally:
             # Whatever happened, the fault does not outlive the run.
             stage.phase = "recovery"
@@ -99,6 +106,13 @@ class _Run:
         await self._recover()
         stage.phase = "after"
         await self._test(experiment.steady_state, journal.after)
+
+    async def _under_fault(self) -> None:
+        experiment, journal = self._experiment, self._journal
+        await self._do(experiment.method, journal.method)
+        await self._test(experiment.proof, journal.proof)
+        self._require(journal.proof, "the fault did not strike")
+        await self._test(experiment.invariant, journal.invariant)
 
     async def _do(self, actions: Iterable[Action[Any]], steps: list[Step]) -> None:
         for action in actions:

@@ -13,7 +13,6 @@ import grpc
 
 from chaos.violations import (
     AfterTerminal,
-    ForeignAnswer,
     Lost,
     Malformed,
     ManyTerminals,
@@ -31,12 +30,12 @@ from chaos.violations import (
     WrongToken,
     WrongUsage,
 )
-from sidecache.errors import from_rpc_error, to_status
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1 import inference_pb2_grpc
 
 Events = list[pb.GenerateResponse]
 Lie = Callable[[Events], Events]
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def _deltas(events: Events) -> list[int]:
@@ -185,7 +184,26 @@ LIES: dict[Lie, type[Violation]] = {
 }
 
 
-class Saboteur(inference_pb2_grpc.InferenceServiceServicer):
+class _Relay(inference_pb2_grpc.InferenceServiceServicer):
+    """Passes on what a liar leaves alone."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
+
+    async def Attach(self, request: pb.AttachRequest, context: Context) -> None:
+        async for event in self._stub.Attach(request, timeout=context.time_remaining()):
+            await context.write(event)
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        return await self._stub.ListModels(request, timeout=context.time_remaining())
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        return await self._stub.Tokenize(request, timeout=context.time_remaining())
+
+
+class Saboteur(_Relay):
     """Passes streams on, told as ``lie`` tells them.
 
     Attributes:
@@ -194,21 +212,13 @@ class Saboteur(inference_pb2_grpc.InferenceServiceServicer):
     """
 
     def __init__(self, channel: grpc.aio.Channel, lie: Lie | None = None) -> None:
+        super().__init__(channel)
         self.lie = lie
         self.streams = 0
-        self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
 
-    async def Generate(
-        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         call = self._stub.Generate(request, timeout=context.time_remaining())
-        try:
-            events = [event async for event in call]
-        except grpc.aio.AioRpcError as error:
-            status = to_status(from_rpc_error(error))
-            await context.abort(error.code(), status.message)
-        finally:
-            call.cancel()
+        events = [event async for event in call]
         if self.lie is not None:
             self.streams += 1
             events = self.lie(events)
@@ -216,19 +226,14 @@ class Saboteur(inference_pb2_grpc.InferenceServiceServicer):
             await context.write(event)
 
 
-class AnswerSwapper(inference_pb2_grpc.InferenceServiceServicer):
+class AnswerSwapper(_Relay):
     """Answers every request after the first with the first one's answer."""
 
-    # What the checker must find.
-    violation: type[Violation] = ForeignAnswer
-
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        super().__init__(channel)
         self._first: Sequence[pb.GenerateResponse] = ()
 
-    async def Generate(
-        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         if not self._first:
             call = self._stub.Generate(request, timeout=context.time_remaining())
             self._first = [event async for event in call]

@@ -16,7 +16,7 @@ from chaos.experiment import (
 from chaos.experiments import steps
 from chaos.fleet import Fleet, FleetPlan, open_fleet
 
-CALLS = 60
+CALLS = 48
 TOLERANCE_MS = 10.0
 # Two seconds for the last export, and what an interpreter takes to end.
 SHUTDOWN_S = 2.5
@@ -102,12 +102,12 @@ _SILENT_TITLE = "A collector that accepts and never answers changes nothing for 
 SILENT = replace(
     _experiment("collector-silent", _SILENT_TITLE, "blackhole", PLAN),
     negative_control=NegativeControl(
-        "a router that grants the last export 5 s must be seen to end late",
+        "a router that grants the last export 4 s must be seen to end late",
         _experiment(
             "collector-silent/control",
             _SILENT_TITLE,
             "blackhole",
-            replace(PLAN, router={"telemetry__shutdown_timeout_s": "5"}),
+            replace(PLAN, router={"telemetry__shutdown_timeout_s": "4"}),
         ),
         must_catch=frozenset({SHUTDOWN}),
     ),

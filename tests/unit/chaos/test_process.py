@@ -106,11 +106,11 @@ async def test_the_leash_ends_it_with_its_parent(tmp_path: Path) -> None:
     assert parent.stdout is not None
     child = int(await parent.stdout.readline())
     async with asyncio.timeout(10):
-        while not ready.exists():  # noqa: ASYNC110 - a file of another process has no event
+        while not ready.exists():
             await asyncio.sleep(0.01)
         parent.kill()
         await parent.wait()
-        while _alive(child):  # noqa: ASYNC110 - nor has its death
+        while _alive(child):
             await asyncio.sleep(0.01)
 
 
