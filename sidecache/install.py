@@ -2,8 +2,8 @@
 
 Standard library only. Makes ``.venv`` beside pyproject.toml and installs the
 project into it, editable: a change of the sources needs no second install. A
-note of what was installed makes the next call return at once; it is keyed on
-pyproject.toml, so a changed dependency is installed again.
+note of what was installed makes the next call return at once; a changed
+pyproject.toml, or an extra that is not there yet, is installed.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
@@ -27,6 +28,13 @@ _LARGE_BYTES = 5_000_000
 _DOWNLOADING = re.compile(r"\s*Downloading (?P<file>\S+)")
 _PROGRESS = re.compile(r"Progress (?P<done>\d+) of (?P<total>\d+)")
 _INSTALLING = re.compile(r"Installing collected packages: (?P<names>.*)")
+
+
+class Note(TypedDict):
+    """What is written down about an environment that was installed."""
+
+    extras: list[str]
+    sources: list[str]
 
 
 class Display:
@@ -58,9 +66,11 @@ class Display:
 
 def main(extras: Sequence[str]) -> int:
     """Install what is not installed yet; the exit code."""
-    wanted = _wanted(extras)
-    if _is_installed(wanted):
+    noted = _noted()
+    if noted and set(extras) <= set(noted["extras"]) and noted["sources"] == _sources():
         return 0
+    # What was asked for before stays: `make run` does not take away what `make test` needs.
+    extras = sorted({*extras, *(noted["extras"] if noted else ())})
     display = Display()
     NOTE.unlink(missing_ok=True)
     target = f".[{','.join(extras)}]" if extras else "."
@@ -77,28 +87,26 @@ def main(extras: Sequence[str]) -> int:
             display.show(f"{title} failed: {_cause(said)}")
             sys.stderr.write(f"        all of it is in {LOG}\n" if LOG.exists() else "")
             return 1
-    NOTE.write_text(json.dumps(wanted))
+    note: Note = {"extras": list(extras), "sources": _sources()}
+    NOTE.write_text(json.dumps(note))
     display.show("installed")
     return 0
 
 
-def _wanted(extras: Sequence[str]) -> dict[str, object]:
-    """What decides whether an environment is the right one."""
-    return {
-        "extras": sorted(extras),
-        "pyproject": hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest(),
-        "root": str(ROOT),
-    }
+def _sources() -> list[str]:
+    """What an environment was made from: this folder, and these dependencies."""
+    return [str(ROOT), hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()]
 
 
-def _is_installed(wanted: dict[str, object]) -> bool:
+def _noted() -> Note | None:
+    """What the environment holds; None if there is none that works."""
     try:
-        noted = json.loads(NOTE.read_text())
+        noted: Note = json.loads(NOTE.read_text())
         # An environment whose interpreter was removed is none.
         subprocess.run([PYTHON, "-c", ""], check=True, capture_output=True)  # noqa: S603  ours
     except (OSError, ValueError, subprocess.CalledProcessError):
-        return False
-    return bool(noted == wanted)
+        return None
+    return noted
 
 
 def _pip(command: str) -> list[str]:

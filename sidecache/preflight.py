@@ -160,7 +160,8 @@ def main(arguments: "list[str]") -> int:
     """Check everything, print every miss, and the interpreter if there is none."""
     parser = argparse.ArgumentParser(description="Check what `make run` needs.")
     parser.add_argument("--port", type=int, default=7070)
-    port = parser.parse_args(arguments).port
+    parser.add_argument("--no-ports", action="store_true", help="nothing will be served")
+    options = parser.parse_args(arguments)
     root = Path(__file__).resolve().parent.parent
     installed = (root / ".venv" / "installed.json").exists()
     python = []
@@ -176,10 +177,12 @@ def main(arguments: "list[str]") -> int:
         lambda: check_platform(platform.system(), platform.machine()),
         lambda: check_disk(root, INSTALLED_DISK_GB if installed else FRESH_DISK_GB),
         lambda: check_memory(memory_bytes()),
-        lambda: check_ports(port, sidecache_home()),
+        lambda: "" if options.no_ports else check_ports(options.port, sidecache_home()),
     ):
         try:
-            sys.stderr.write(f"ok       {check()}\n")
+            found = check()
+            if found:
+                sys.stderr.write(f"ok       {found}\n")
         except Missing as what:
             missing += 1
             sys.stderr.write(f"MISSING  {what}\n")

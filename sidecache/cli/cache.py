@@ -59,7 +59,7 @@ def stats_table(figures: cache_pb2.GetStatsResponse) -> Table:
     table.add_column(justify="right")
     for name, value in (
         ("entries", f"{figures.entries:,}"),
-        ("size", f"{figures.bytes / 1e6:,.1f} of {figures.max_bytes / 1e6:,.0f} MB"),
+        ("size", f"{figures.bytes / 1e6:,.2f} of {figures.max_bytes / 1e6:,.0f} MB"),
         ("vectors", f"{figures.vectors:,}"),
         ("lookups", f"{figures.lookups:,}"),
         ("exact hits", _share(figures.exact_hits, figures.lookups)),

@@ -47,10 +47,19 @@ def chat(
     with asyncio.Runner() as runner:
         runner.run(client.__aenter__())
         try:
+            runner.run(_greet(client))
             code = Conversation(client, options, system).hold(runner)
         finally:
             runner.run(client.aclose())
     raise typer.Exit(code)
+
+
+async def _greet(client: SidecacheClient) -> None:
+    """Fail before the first question where nobody answers."""
+    try:
+        await client.health()
+    except SidecacheError as error:
+        raise explain(error, client.address) from error
 
 
 class Conversation:

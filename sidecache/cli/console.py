@@ -44,9 +44,14 @@ def complain(text: str) -> None:
     err.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())))
 
 
+def harmless(text: str) -> str:
+    """A model's text with its control characters made visible."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
 def write_raw(text: str) -> None:
     """A piece of a model's answer, at once and without control characters."""
-    sys.stdout.write(_CONTROLS.sub("\ufffd", text))
+    sys.stdout.write(harmless(text))
     sys.stdout.flush()
 
 

@@ -42,8 +42,10 @@ def _own_name() -> str:
 
 def _python(address: str, api_key: str) -> str:
     return f"""\
+# in `python -m asyncio`, or in an async function
 from sidecache.client import SidecacheClient
-async with SidecacheClient("{address}", api_key="{api_key}") as client:
+key = "{api_key}"
+async with SidecacheClient("{address}", api_key=key) as client:
     async with client.generate("Why is the sky blue?") as stream:
         async for piece in stream.text():
             print(piece, end="", flush=True)"""

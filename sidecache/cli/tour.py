@@ -1,19 +1,20 @@
 """The tour: what the gateway does, shown on the running model and checked on the way."""
 
 import asyncio
+import re
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.text import Text
 
 from sidecache.cli.chat import provenance
-from sidecache.cli.console import out, write_raw
-from sidecache.client import CacheControl, SidecacheClient, Source
+from sidecache.cli.console import harmless, out, write_raw
+from sidecache.client import CacheControl, GenerationStream, SidecacheClient, Source
 
 _MAX_TOKENS = 48
 _STORE_WAIT_S = 5.0
 _STORE_POLL_S = 0.05
+_INDENT = "   "
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ async def take_tour(client: SidecacheClient) -> bool:
     for number, step in enumerate(STEPS, 1):
         out.print(f"[bold]{number}. {step.title}[/bold]")
         out.print(Text.assemble(("   > ", "dim"), step.prompt))
-        source = await _take(client, step, namespace)
+        source = await _take(client, step, namespace, in_full=number == 1)
         if source is not step.expected:
             unmet += 1
             out.print(f"   [bold red]expected {step.expected.name}, got {source.name}[/bold red]")
@@ -96,33 +97,42 @@ async def take_tour(client: SidecacheClient) -> bool:
     return unmet == 0
 
 
-async def _take(client: SidecacheClient, step: Step, namespace: str) -> Source:
-    """Ask one prompt, show its answer as it comes, and wait until it is stored."""
+async def _take(client: SidecacheClient, step: Step, namespace: str, *, in_full: bool) -> Source:
+    """Ask one prompt, show its answer, and wait until it is stored."""
     stored_before = await _stored(client)
     async with client.generate(
         step.prompt, max_tokens=_MAX_TOKENS, cache=CacheControl(namespace=namespace)
     ) as stream:
-        indent = _indented(write_raw)
-        async for piece in stream.text():
-            indent(piece)
-        write_raw("\n")
-        out.print(Text.assemble("   ", provenance(stream)))
+        if in_full:
+            await _show_growing(stream)
+        else:
+            text = " ".join("".join([piece async for piece in stream.text()]).split())
+            out.print(
+                Text(_INDENT + harmless(text), style="dim"),
+                overflow="ellipsis",
+                no_wrap=True,
+                soft_wrap=False,
+            )
+        out.print(Text.assemble(_INDENT, provenance(stream)))
         source = Source(stream.started.source) if stream.started else Source.UNSPECIFIED
     if source is Source.ENGINE:
         await _wait_stored(client, stored_before)
     return source
 
 
-def _indented(write: Callable[[str], None]) -> Callable[[str], None]:
-    """Write pieces of one text below its prompt, each line indented."""
-    first = True
-
-    def indent(piece: str) -> None:
-        nonlocal first
-        write(("   " if first else "") + piece.replace("\n", "\n   "))
-        first = False
-
-    return indent
+async def _show_growing(stream: GenerationStream) -> None:
+    """Write an answer as it is made, wrapped between words and indented."""
+    column = 0
+    async for piece in stream.text():
+        for part in re.findall(r"\n|\s*[^\s]*", piece):
+            if part == "\n" or column + len(part) > out.width - len(_INDENT):
+                write_raw("\n")
+                column = 0
+            word = part.strip("\n") if column else part.lstrip()
+            if word:
+                write_raw(word if column else _INDENT + word)
+                column += len(word)
+    write_raw("\n")
 
 
 async def _stored(client: SidecacheClient) -> int:

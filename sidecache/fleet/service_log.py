@@ -44,7 +44,11 @@ class ServiceLog:
             self._begins_at = 0
 
     def last_words(self) -> str:
-        """The last error since the latest start, else the last line; empty if there is none."""
+        """Why the latest start ended, as far as it said: empty if it never complained.
+
+        The last error that it logged, or else the last line that no logger wrote:
+        the end of a traceback, a refused setting, what the C library says on abort.
+        """
         try:
             with self.path.open("rb") as file:
                 file.seek(max(self._begins_at, self.path.stat().st_size - _TAIL_BYTES))
@@ -52,25 +56,23 @@ class ServiceLog:
         except OSError:
             return ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        spoken = [_parse(line) for line in lines]
-        errors = [message for message, severe in spoken if severe]
-        return errors[-1] if errors else (spoken[-1][0] if spoken else "")
+        complaints = [words for words in map(_complaint, lines) if words]
+        return complaints[-1] if complaints else ""
 
     @property
     def _previous(self) -> Path:
         return self.path.with_name(self.path.name + ".1")
 
 
-def _parse(line: str) -> tuple[str, bool]:
-    """The message of a log line, and whether it is an error."""
+def _complaint(line: str) -> str:
+    """What a line complains of; empty for an ordinary log line."""
     try:
         record = json.loads(line)
     except ValueError:
-        return line, False
+        return line
     if not isinstance(record, dict):
-        return line, False
-    message = next((record[k] for k in ("message", "event", "msg", "body") if k in record), line)
-    if kind := record.get("error.type"):
-        message = f"{message} ({kind})"
-    level = next((record[k] for k in ("level", "severity", "severity_text") if k in record), "")
-    return str(message), str(level).upper() in _SEVERE
+        return line
+    if str(record.get("level", "")).upper() not in _SEVERE:
+        return ""
+    message = str(record.get("message", line))
+    return f"{message} ({kind})" if (kind := record.get("error.type")) else message

@@ -25,7 +25,7 @@ def sidecache(*arguments: str, **environment: str) -> "subprocess.CompletedProce
     [
         (("pull", "nope"), 2, "smollm2-135m-instruct"),
         (("pull", "hf:nope"), 2, "hf:ORG/NAME"),
-        (("chat", "-a", "127.0.0.1:1"), 0, ""),
+        (("chat", "-a", "127.0.0.1:1"), 5, "nothing answers at 127.0.0.1:1"),
         (("cache", "stats", "-a", "127.0.0.1:1"), 5, "nothing answers at 127.0.0.1:1"),
         (("cache", "stats", "-a", "gateway.example:1", "--ca-file", "/no.pem"), 3, "/no.pem"),
         (("cache", "stats", "--api-key-file", "/no.key"), 3, "/no.key"),
