@@ -8,8 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
@@ -17,6 +16,7 @@ from observability.channel import open_channel
 from observability.server import RunningServer, open_server
 from observability.settings import ServerSettings, TelemetrySettings
 from observability.telemetry import Telemetry
+from sidecache.errors import Unsupported
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1 import inference_pb2_grpc as rpc
 
@@ -46,8 +46,14 @@ class Service(rpc.InferenceServiceServicer):
     async def ListModels(self, request: Any, context: Any) -> Any:
         return await self.unary(request, context)
 
-    async def Generate(self, request: Any, context: Any) -> None:  # type: ignore[override]
+    async def Generate(self, request: Any, context: Any) -> None:
         await self.stream(request, context)
+
+    async def Attach(self, request: Any, context: Any) -> None:
+        raise Unsupported("the tests need no Attach")
+
+    async def Tokenize(self, request: Any, context: Any) -> Any:
+        raise Unsupported("the tests need no Tokenize")
 
 
 @dataclass
@@ -69,10 +75,11 @@ class End:
         )
         return cls(telemetry, exporter, reader)
 
-    def spans(self, kind: SpanKind | None = None) -> list[ReadableSpan]:
+    def spans(self, kind: SpanKind | None = None) -> list[Any]:
+        # Any: the SDK types attributes as a Mapping that may be None.
         return [s for s in self.exporter.get_finished_spans() if kind in (None, s.kind)]
 
-    async def one_span(self, kind: SpanKind) -> ReadableSpan:
+    async def one_span(self, kind: SpanKind) -> Any:
         """The only span of this kind; waits until it has ended."""
         async with asyncio.timeout(10):
             while not (found := self.spans(kind)):
@@ -80,7 +87,7 @@ class End:
         assert len(found) == 1
         return found[0]
 
-    def points(self, metric_name: str) -> list[HistogramDataPoint | Any]:
+    def points(self, metric_name: str) -> list[Any]:
         data = self.reader.get_metrics_data()
         if data is None:
             return []

@@ -13,7 +13,7 @@ from observability.process import run
 from observability.server import RunningServer, open_server
 from observability.settings import ServerSettings, TelemetrySettings
 from observability.telemetry import Telemetry
-from sidecache.errors import SetupError
+from sidecache.errors import SetupError, Unsupported
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1 import inference_pb2_grpc as rpc
 
@@ -39,11 +39,20 @@ class Demo(rpc.InferenceServiceServicer):
     def __init__(self, finish_file: Path | None) -> None:
         self._finish_file = finish_file
 
-    async def Generate(self, _request: Any, context: Any) -> None:  # type: ignore[override]
+    async def Generate(self, request: Any, context: Any) -> None:
         await context.write(pb.GenerateResponse())
         while self._finish_file is not None and not self._finish_file.exists():
             await asyncio.sleep(0.01)
         await context.write(pb.GenerateResponse())
+
+    async def Attach(self, request: Any, context: Any) -> None:
+        raise Unsupported("the demo only generates")
+
+    async def ListModels(self, request: Any, context: Any) -> Any:
+        raise Unsupported("the demo only generates")
+
+    async def Tokenize(self, request: Any, context: Any) -> Any:
+        raise Unsupported("the demo only generates")
 
 
 @asynccontextmanager

@@ -56,10 +56,10 @@ class Collector:
 async def collector() -> AsyncIterator[tuple[Collector, str]]:
     kept = Collector()
     traces, metrics = trace_rpc.TraceServiceServicer(), metrics_rpc.MetricsServiceServicer()
-    traces.Export, metrics.Export = kept.take_spans, kept.take_metrics
+    traces.Export, metrics.Export = kept.take_spans, kept.take_metrics  # type: ignore[method-assign]
     server = grpc.aio.server()
-    trace_rpc.add_TraceServiceServicer_to_server(traces, server)
-    metrics_rpc.add_MetricsServiceServicer_to_server(metrics, server)
+    trace_rpc.add_TraceServiceServicer_to_server(traces, server)  # type: ignore[no-untyped-call]
+    metrics_rpc.add_MetricsServiceServicer_to_server(metrics, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

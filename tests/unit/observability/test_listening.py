@@ -85,7 +85,7 @@ async def test_a_bad_address_says_what_it_may_be(listen: str, why: str) -> None:
 
 async def test_an_address_of_another_host_is_named() -> None:
     """An address this host does not have is refused as that, not as busy."""
-    with pytest.raises(SetupError, match="192.0.2.1 is no address of this host"):
+    with pytest.raises(SetupError, match=r"192\.0\.2\.1 is no address of this host"):
         await serve_on(listen="192.0.2.1:0", plaintext_beyond_loopback=True)
 
 

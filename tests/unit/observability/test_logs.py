@@ -59,10 +59,10 @@ def test_an_exceptions_text_is_left_out(stream: io.StringIO, log_format: Any) ->
     """An exception shows its type and where it passed, never what it said."""
     configure_logging("sidecache-test", TelemetrySettings(log_format=log_format), stream)
     try:
-        raise ValueError("canary")
+        int("canary")
     except ValueError:
         logging.getLogger("room").exception("failed")
-    assert "canary" not in stream.getvalue().replace('raise ValueError("canary")', "")
+    assert "canary" not in stream.getvalue()
     assert "ValueError" in stream.getvalue()
     assert "test_logs.py" in stream.getvalue()
 

@@ -9,6 +9,7 @@ from opentelemetry.trace import SpanKind
 
 from observability.settings import ServerSettings
 from sidecache.v1 import inference_pb2 as pb
+from sidecache.v1 import inference_pb2_grpc as rpc
 from tests.unit.observability.conftest import SERVICE, Pair, Service, serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -173,6 +174,6 @@ async def test_eager_pings_are_welcome(pair: Pair) -> None:
 
     pair.service.unary = wait
     async with grpc.aio.insecure_channel(pair.address, options) as channel:
-        call = channel.unary_unary(f"/{SERVICE}/ListModels")(b"")
+        call: Any = rpc.InferenceServiceStub(channel).ListModels(pb.ListModelsRequest())
         asyncio.get_running_loop().call_later(1.5, release.set)
         await call
