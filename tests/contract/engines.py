@@ -45,9 +45,7 @@ class Subject:
         async with self.engine.submit(await self.request(question, max_tokens, **more)) as deltas:
             return await collect(deltas)
 
-    async def request(
-        self, question: str, max_tokens: int = 24, **more: Any
-    ) -> GenerationRequest:
+    async def request(self, question: str, max_tokens: int = 24, **more: Any) -> GenerationRequest:
         """A request for the answer to one question."""
         prompt = await self.engine.tokenize(Chat((ChatMessage("user", question),)))
         return GenerationRequest("test", tuple(prompt), max_tokens, **more)

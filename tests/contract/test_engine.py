@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,9 @@ __all__ = ["subject"]
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 QUESTION = "Write a short poem about the sea."
+# Over the whole vocabulary the last bit of a logit decides now and then, and it
+# depends on who shares a prefill; over the likely tokens it practically never does.
+SAMPLED = Sampling(temperature=0.9, top_k=40, top_p=0.95)
 
 
 @asynccontextmanager
@@ -61,7 +65,7 @@ async def test_greedy_repeats(subject: Subject) -> None:
 
 async def test_a_seed_repeats(subject: Subject) -> None:
     """Sampling repeats with its seed, also beside others, and differs with another seed."""
-    sampling = [Sampling(temperature=1.0, seed=seed) for seed in (5, 5, 6)]
+    sampling = [replace(SAMPLED, seed=seed) for seed in (5, 5, 6)]
     alone = await subject.ask(QUESTION, sampling=sampling[0])
     first, again, other = await asyncio.gather(
         *(subject.ask(QUESTION, sampling=each) for each in sampling)
@@ -72,9 +76,9 @@ async def test_a_seed_repeats(subject: Subject) -> None:
 
 async def test_choices_are_seeds_in_a_row(subject: Subject) -> None:
     """Choice i of a seeded request is what seed + i gives alone."""
-    answer = await subject.ask(QUESTION, n=3, sampling=Sampling(temperature=1.0, seed=40))
+    answer = await subject.ask(QUESTION, n=3, sampling=replace(SAMPLED, seed=40))
     for choice in range(3):
-        alone = await subject.ask(QUESTION, sampling=Sampling(temperature=1.0, seed=40 + choice))
+        alone = await subject.ask(QUESTION, sampling=replace(SAMPLED, seed=40 + choice))
         assert answer.ids(choice) == alone.ids()
         assert answer.reason(choice) is alone.reason()
 

@@ -21,10 +21,7 @@ def small_gguf() -> bytes:
     keys = [
         text("general.architecture") + struct.pack("<I", 8) + text("llama"),
         text("llama.context_length") + struct.pack("<II", 4, 128),
-        text("tokenizer.ggml.tokens")
-        + struct.pack("<IIQ", 9, 8, 2)
-        + text("a")
-        + text("Ġb"),
+        text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("Ġb"),
     ]
     tensor = text("weights") + struct.pack("<IQIQ", 1, 64, 0, 0)
     header = b"GGUF" + struct.pack("<IQQ", 3, 1, len(keys)) + b"".join(keys) + tensor
@@ -64,9 +61,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, length: int) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.integers(0, 300), st.binary(min_size=1, max_size=8))
-def test_a_damaged_header_is_an_error_and_no_crash(
-    tmp_path: Path, at: int, damage: bytes
-) -> None:
+def test_a_damaged_header_is_an_error_and_no_crash(tmp_path: Path, at: int, damage: bytes) -> None:
     """Whatever bytes a header holds, reading it ends in a model or in a SetupError."""
     path = tmp_path / "model.gguf"
     whole = small_gguf()
