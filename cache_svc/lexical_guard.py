@@ -26,7 +26,12 @@ _VOCABULARY = Path(__file__).parent / "minilm" / "tokenizer.json"
 
 
 class Reading(NamedTuple):
-    """What the guard reads out of one prompt."""
+    """What the guard reads out of one prompt.
+
+    Attributes:
+        content: the words that carry its meaning.
+        stems: of all its words but numbers and their units.
+    """
 
     words: tuple[Word, ...]
     content: tuple[Word, ...]
@@ -72,7 +77,7 @@ def read(text: str) -> Reading:
     return Reading(
         words,
         content(words, figures.spent),
-        frozenset(word.stem for word in words),
+        frozenset(word.stem for at, word in enumerate(words) if at not in figures.spent),
         figures,
         read_literals(text),
         is_negated(words),
