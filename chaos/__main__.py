@@ -14,7 +14,8 @@ from chaos.runner import run
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when every experiment passed."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     match options.command:
         case "list":
             for experiment in EXPERIMENTS.values():
@@ -25,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         case _:
             names = list(EXPERIMENTS) if options.all else options.names
+            unknown = [name for name in names if name not in EXPERIMENTS]
+            if unknown or not names:
+                wrong = f"no experiment {unknown[0]!r}" if unknown else "name some, or say --all"
+                parser.error(f"{wrong}; there are: {', '.join(EXPERIMENTS)}")
             journals = asyncio.run(_run(names, with_control=not options.no_control))
             _report(journals, options.json)
             return 0 if all(journal.passed for journal in journals) else 1
@@ -62,9 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="write one in the Chaos Toolkit's schema")
     show.add_argument("name", choices=EXPERIMENTS)
     play = commands.add_parser("run", help="run some, each with its negative control")
-    which = play.add_mutually_exclusive_group(required=True)
-    which.add_argument("names", nargs="*", default=[], choices=[*EXPERIMENTS, []], metavar="NAME")
-    which.add_argument("--all", action="store_true", help="every experiment")
+    play.add_argument("names", nargs="*", metavar="NAME", help="as list names them")
+    play.add_argument("--all", action="store_true", help="every experiment")
     play.add_argument("--json", metavar="FILE", help="write the journals there; - for stdout")
     play.add_argument("--no-control", action="store_true", help="without the negative controls")
     return parser

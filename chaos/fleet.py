@@ -152,10 +152,12 @@ class Fleet:
                 FaultProxy.open(self.collector.address)
             )
             telemetry["telemetry__otlp_endpoint"] = f"http://{self.proxy.address}"
-        first_wave = [self._start_worker(number, telemetry) for number in self._worker_numbers()]
-        if self.plan.cached:
-            first_wave.append(self._start_cache(telemetry))
-        await asyncio.gather(*first_wave)
+        # The router needs their addresses; a failure of one stops the others' start.
+        async with asyncio.TaskGroup() as first_wave:
+            for number in self._worker_numbers():
+                first_wave.create_task(self._start_worker(number, telemetry))
+            if self.plan.cached:
+                first_wave.create_task(self._start_cache(telemetry))
         await self._start_router(telemetry)
         recorders = {tenant: self._recorder(tenant) for tenant in TENANTS}
         self.traffic = Traffic(recorders, self.plan.kinds, self.plan.clients)
@@ -202,12 +204,13 @@ async def open_fleet(plan: FleetPlan, folder: Path) -> AsyncIterator[Fleet]:
     fleet = Fleet(plan, folder)
     async with fleet._stack:  # noqa: SLF001 - the fleet's other half
         await fleet._open()  # noqa: SLF001 - likewise
-        asking = asyncio.create_task(fleet.traffic.run())
         try:
-            yield fleet
+            # Clients that stop asking would let an experiment wait for ever.
+            async with asyncio.TaskGroup() as group:
+                asking = group.create_task(fleet.traffic.run())
+                yield fleet
+                asking.cancel()
         finally:
-            asking.cancel()
-            await asyncio.wait((asking,))
             for channel in fleet.channels:
                 await channel.close()
 

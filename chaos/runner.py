@@ -43,10 +43,10 @@ async def _play(experiment: Experiment[Any], *, is_control: bool = False) -> Jou
         try:
             async with experiment.open_stage(Path(folder)) as stage:
                 await _Run(experiment, stage, journal, is_control=is_control).play()
-        except _Over as over:
-            journal.status, journal.why = over.status, over.why
         except Exception as error:  # noqa: BLE001 - a stage that cannot be opened is a result too
-            journal.status, journal.why = "failed", f"{type(error).__name__}: {error}"
+            over = next((leaf for leaf in _leaves(error) if isinstance(leaf, _Over)), None)
+            journal.status = over.status if over else "failed"
+            journal.why = over.why if over else "; ".join(map(_name, _leaves(error)))
     journal.duration_s = time.monotonic() - began_s
     return journal
 
@@ -76,7 +76,7 @@ class _Run:
                 await self._phases_in_time()
                 watch.cancel()
         except* _Over as overs:
-            over = next(_leaves(overs))
+            over = next(leaf for leaf in _leaves(overs) if isinstance(leaf, _Over))
         if over is not None:
             raise over
 
@@ -156,16 +156,21 @@ class _Run:
         try:
             step.output = await action.run(self._stage)
         except Exception as error:  # noqa: BLE001 - a failed step is a finding, not a crash
-            step.error = f"{type(error).__name__}: {error}"
+            step.error = "; ".join(map(_name, _leaves(error)))
         if isinstance(action, Probe):
             step.tolerance_met = not step.error and action.tolerance.allows(step.output)
         step.duration_s = time.monotonic() - began_s
         return step
 
 
-def _leaves(group: BaseExceptionGroup[_Over]) -> Iterator[_Over]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """What an exception group is made of, however nested; an error by itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
+
+
+def _name(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
