@@ -151,27 +151,36 @@ class CountingMetricExporter(MetricExporter):
         super().__init__()
         self._exporter = exporter
         self._state = state
-        self._closing = False
+        self._lock = threading.Lock()
+        self._exporting = False
+        self._closed = False
         self.failed = 0
 
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
     ) -> MetricExportResult:
+        with self._lock:
+            self._exporting = True
         try:
             result = self._exporter.export(metrics_data, timeout_millis, **kwargs)
         except Exception as error:  # noqa: BLE001 - a failed export must not end the thread
             logger.debug("metric export failed: %s", type(error).__qualname__)
             result = MetricExportResult.FAILURE
         ok = result is MetricExportResult.SUCCESS
-        if not ok:
-            self.failed += 1
-        if not self._closing:
-            self._state.report(ok=ok)
+        with self._lock:
+            self._exporting = False
+            if self._closed:
+                return result
+            self.failed += not ok
+        self._state.report(ok=ok)
         return result
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         return self._exporter.force_flush(timeout_millis)
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        self._closing = True
+        """Break off the export in flight, which counts as failed now and not later."""
+        with self._lock:
+            self._closed = True
+            self.failed += self._exporting
         self._exporter.shutdown(timeout_millis, **kwargs)

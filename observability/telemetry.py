@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, NoOpMeterProvider, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
@@ -23,6 +23,7 @@ from opentelemetry.trace import Tracer
 from observability import names
 from observability.export import CollectorState, CountingMetricExporter, SpanQueue
 from observability.settings import TelemetrySettings
+from observability.tally import TallyMeter, read_by
 from observability.tracing import CallTracer
 from sidecache.errors import SetupError
 
@@ -75,7 +76,7 @@ class Telemetry:
             exemplar_filter=AlwaysOffExemplarFilter(),
             shutdown_on_exit=False,
         )
-        self.meter: Meter = self._meters.get_meter(_SCOPE)
+        self.meter: Meter = self._meter(reader)
         self.meter.create_observable_counter(
             names.TELEMETRY_DROPPED,
             [self._observe_dropped],
@@ -143,6 +144,13 @@ class Telemetry:
                 self.dropped_spans,
                 self.failed_metric_exports,
             )
+
+    def _meter(self, reader: MetricReader | None) -> Meter:
+        if reader is None:
+            return NoOpMeterProvider().get_meter(_SCOPE)
+        meter = TallyMeter(_SCOPE, self._meters.get_meter(_SCOPE))
+        read_by(reader, meter)
+        return meter
 
     def _close_spans(self, timeout_s: float) -> None:
         if isinstance(self._processor, SpanQueue):
