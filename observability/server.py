@@ -91,6 +91,7 @@ def _add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, int | str]]:
+    timeout_ms = round(settings.keepalive_timeout_s * 1000)
     return [
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -100,11 +101,10 @@ def _options(settings: ServerSettings) -> list[tuple[str, int | str]]:
         # Clients ping eagerly to notice a dead peer; by default that ends in
         # "Too many pings".
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # A vanished client must free its engine slot within a second.
-        ("grpc.keepalive_time_ms", 1000),
-        ("grpc.keepalive_timeout_ms", 1000),
-        ("grpc.http2.ping_timeout_ms", 1000),
+        # A client that vanished without a word must free its engine slot.
+        ("grpc.keepalive_time_ms", round(settings.keepalive_time_s * 1000)),
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),
         ("grpc.http2.max_pings_without_data", 0),
         # Bound what a stalled reader makes us buffer: about 1,400 small
         # messages instead of 57,000.

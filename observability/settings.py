@@ -71,6 +71,11 @@ class ServerSettings(SettingsPart):
     """Largest message received or sent."""
     max_streams_per_connection: Annotated[int, Field(ge=1)] = 1024
     """Calls one connection may have open; more wait at the client."""
+    keepalive_time_s: PositiveSeconds = 0.4
+    """Silence after which a client with open calls is pinged."""
+    keepalive_timeout_s: PositiveSeconds = 0.6
+    """How long a ping may stay unanswered before the client counts as vanished and its
+    calls are cancelled."""
     tls: TlsSettings | None = None
     """Serve TLS; mutual TLS with client_ca_file."""
     plaintext_beyond_loopback: bool = False
@@ -92,9 +97,9 @@ class ChannelSettings(SettingsPart):
     """Dial with TLS. Unset: plaintext."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 4 * MIB
     """Largest message received or sent."""
-    keepalive_time_s: PositiveSeconds = 5.0
+    keepalive_time_s: PositiveSeconds = 1.0
     """Silence after which the peer is pinged while calls are open."""
-    keepalive_timeout_s: PositiveSeconds = 2.0
+    keepalive_timeout_s: PositiveSeconds = 1.0
     """How long a ping may stay unanswered before the connection counts as dead."""
     connect_timeout_s: PositiveSeconds = 2.0
     """Longest time one attempt to connect may take."""

@@ -1,4 +1,5 @@
 import asyncio
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -7,10 +8,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.trace import SpanKind
 
+from observability.channel import open_channel
 from observability.settings import ServerSettings
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1 import inference_pb2_grpc as rpc
 from tests.unit.observability.conftest import SERVICE, Pair, Service, serving
+from tests.unit.observability.relay import Relay
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -177,3 +180,35 @@ async def test_eager_pings_are_welcome(pair: Pair) -> None:
         call: Any = rpc.InferenceServiceStub(channel).ListModels(pb.ListModelsRequest())
         asyncio.get_running_loop().call_later(1.5, release.set)
         await call
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+async def test_a_peer_that_fell_silent_is_noticed(pair: Pair, end: str) -> None:
+    """When the peer vanishes without a word, both ends give the call up within seconds."""
+    started, stopped = asyncio.Event(), asyncio.Event()
+
+    async def endless(_request: Any, context: Any) -> None:
+        await context.write(pb.GenerateResponse())
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    pair.service.stream = endless
+    async with (
+        Relay.to(pair.address) as relay,
+        open_channel(relay.address, pair.client.telemetry) as channel,
+    ):
+        call: Any = rpc.InferenceServiceStub(channel).Generate(pb.GenerateRequest())
+        await call.read()
+        relay.silence()
+        begin = monotonic()
+        if end == "server":
+            await asyncio.wait_for(stopped.wait(), 10)
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await asyncio.wait_for(call.read(), 10)
+            assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+        # By the settings' defaults 1.0 s at the server and 2.0 s at the client.
+        assert monotonic() - begin < (2 if end == "server" else 3)
