@@ -64,7 +64,8 @@ class Between:
     upper: float
 
     def allows(self, value: Json) -> bool:
-        return isinstance(value, int | float) and self.lower <= value <= self.upper
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and self.lower <= value <= self.upper
 
     def to_json(self) -> Json:
         return {"type": "range", "range": [self.lower, self.upper]}

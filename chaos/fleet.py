@@ -90,6 +90,27 @@ class Fleet:
         self._phase = ""
         self._first = 0
 
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, plan: FleetPlan, folder: Path) -> AsyncIterator["Fleet"]:
+        """Start everything, let the clients ask, and end everything when the block is left.
+
+        Raises:
+            ServiceDied: a service did not start; says why.
+        """
+        fleet = cls(plan, folder)
+        async with fleet._stack:
+            await fleet._start_all()
+            try:
+                # Clients that stop asking would let an experiment wait for ever.
+                async with asyncio.TaskGroup() as group:
+                    asking = group.create_task(fleet.traffic.run())
+                    yield fleet
+                    asking.cancel()
+            finally:
+                for channel in fleet.channels:
+                    await channel.close()
+
     @property
     def phase(self) -> str:
         """The experiment's; its window begins with the calls that are under way then."""
@@ -144,7 +165,7 @@ class Fleet:
         self.services[name] = service
         return service
 
-    async def _open(self) -> None:
+    async def _start_all(self) -> None:
         telemetry: dict[str, str] = {}
         if self.plan.collected:
             self.collector = await self._stack.enter_async_context(open_collector())
@@ -160,7 +181,7 @@ class Fleet:
                 first_wave.create_task(self._start_cache(telemetry))
         await self._start_router(telemetry)
         recorders = {tenant: self._recorder(tenant) for tenant in TENANTS}
-        self.traffic = Traffic(recorders, self.plan.kinds, self.plan.clients)
+        self.traffic = Traffic(self.history, recorders, self.plan.kinds, self.plan.clients)
 
     def _worker_numbers(self) -> range:
         return range(1, self.plan.workers + 1)
@@ -196,23 +217,6 @@ class Fleet:
         channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self.channels.append(channel)
         return Recorder(channel, self.history, tenant=tenant, metadata=credentials(tenant))
-
-
-@asynccontextmanager
-async def open_fleet(plan: FleetPlan, folder: Path) -> AsyncIterator[Fleet]:
-    """Start everything, let the clients ask, and end everything when the block is left."""
-    fleet = Fleet(plan, folder)
-    async with fleet._stack:  # noqa: SLF001 - the fleet's other half
-        await fleet._open()  # noqa: SLF001 - likewise
-        try:
-            # Clients that stop asking would let an experiment wait for ever.
-            async with asyncio.TaskGroup() as group:
-                asking = group.create_task(fleet.traffic.run())
-                yield fleet
-                asking.cancel()
-        finally:
-            for channel in fleet.channels:
-                await channel.close()
 
 
 def credentials(tenant: str) -> tuple[tuple[str, str], ...]:

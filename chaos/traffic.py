@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from chaos.history import Call
+from chaos.history import Call, History
 from chaos.recorder import Recorder
 from sidecache.v1 import inference_pb2 as pb
 
@@ -23,14 +23,20 @@ class Traffic:
     machine in the same second) and ``popular``.
 
     Args:
+        history: the one that all recorders keep.
         recorders: one for each tenant, by tenant.
         kinds: in the order they are asked.
         clients: of each tenant.
     """
 
     def __init__(
-        self, recorders: Mapping[str, Recorder], kinds: Sequence[str], clients: int
+        self,
+        history: History,
+        recorders: Mapping[str, Recorder],
+        kinds: Sequence[str],
+        clients: int,
     ) -> None:
+        self._history = history
         self._recorders = dict(recorders)
         self._kinds = tuple(kinds)
         self._clients = clients
@@ -43,7 +49,7 @@ class Traffic:
     @property
     def calls(self) -> list[Call]:
         """All calls so far, of all tenants, in the order they were sent."""
-        return next(iter(self._recorders.values())).history.calls
+        return self._history.calls
 
     def begin_phase(self, phase: str) -> None:
         """Write this phase on the calls sent from now on."""

@@ -15,7 +15,7 @@ from chaos.experiment import (
     Recovery,
 )
 from chaos.experiments import steps
-from chaos.fleet import Fleet, FleetPlan, open_fleet
+from chaos.fleet import Fleet, FleetPlan
 
 LOOKUP_DEADLINE_MS = 50.0  # the router's default
 # What a timer, a cancelled call and a busy machine add to a deadline at the median.
@@ -92,7 +92,7 @@ def _killed(name: str, plan: FleetPlan) -> Experiment[Fleet]:
         name=name,
         title="A killed cache sidecar costs clients nothing but its hits",
         description="SIGKILL of the sidecar under load; later it is started again, empty.",
-        open_stage=partial(open_fleet, plan),
+        open_stage=partial(Fleet.open, plan),
         configuration=plan.to_json(),
         tags=("cache sidecar", "SIGKILL"),
         steady_state=_steady(),
@@ -119,7 +119,7 @@ def _hung(name: str, plan: FleetPlan) -> Experiment[Fleet]:
             "SIGSTOP of the sidecar under load. The router's breaker is held closed, so that "
             "every single lookup pays; by default it leaves a silent sidecar alone after five."
         ),
-        open_stage=partial(open_fleet, plan),
+        open_stage=partial(Fleet.open, plan),
         configuration=plan.to_json(),
         tags=("cache sidecar", "SIGSTOP"),
         steady_state=_steady(),

@@ -14,7 +14,7 @@ from chaos.experiment import (
     Recovery,
 )
 from chaos.experiments import steps
-from chaos.fleet import Fleet, FleetPlan, open_fleet
+from chaos.fleet import Fleet, FleetPlan
 
 CALLS = 48
 TOLERANCE_MS = 10.0
@@ -33,7 +33,7 @@ def _experiment(name: str, title: str, fault: str, plan: FleetPlan) -> Experimen
         name=name,
         title=title,
         description=f"The fault {fault!r} between all services and their collector, under load.",
-        open_stage=partial(open_fleet, plan),
+        open_stage=partial(Fleet.open, plan),
         configuration=plan.to_json(),
         tags=("telemetry", fault),
         steady_state=Hypothesis(

@@ -14,7 +14,7 @@ from chaos.experiment import (
     Recovery,
 )
 from chaos.experiments import steps
-from chaos.fleet import Fleet, FleetPlan, open_fleet
+from chaos.fleet import Fleet, FleetPlan
 
 # Long enough that a worker which holds two streams has sent neither a token.
 TTFT_S = 0.4
@@ -40,7 +40,7 @@ def _experiment(name: str, plan: FleetPlan) -> Experiment[Fleet]:
         name=name,
         title="A worker killed before its first token is replaced unseen",
         description="SIGKILL of a worker while it holds streams that have had no token yet.",
-        open_stage=partial(open_fleet, plan),
+        open_stage=partial(Fleet.open, plan),
         configuration=plan.to_json(),
         tags=("worker", "SIGKILL"),
         steady_state=Hypothesis(

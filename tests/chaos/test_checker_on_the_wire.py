@@ -1,5 +1,6 @@
 """The checker against servers that really lie, over real gRPC and a real scripted engine."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -128,6 +129,31 @@ async def test_another_callers_answer_is_caught(
     for tenant, prompt in (("a", "first"), ("b", "second")):
         await Recorder(channel, history, tenant=tenant).generate(ask(prompt))
     assert ForeignAnswer(1, 0, "a") in check(history.calls, REFERENCE).violations
+
+
+async def test_the_recorder_keeps_no_more_than_its_bound(worker: grpc.aio.Channel) -> None:
+    """A stream longer than the history keeps is given up, and the record says so."""
+    recorder = Recorder(worker, History(max_events=4), tenant="a")
+    call = await recorder.generate(pb.GenerateRequest(text="long", max_tokens=1000))
+    assert len(list(call.events())) == 4
+    assert call.ended is not None
+    assert call.ended.by_client
+    assert check([call], REFERENCE).ok  # as far as it was seen
+
+
+async def test_a_recording_that_is_cancelled_says_so(worker: grpc.aio.Channel) -> None:
+    """A client that gives up leaves a record with an end, and what it saw is still checked."""
+    recorder = Recorder(worker, History(), tenant="a")
+    request = pb.GenerateRequest(text="abandoned", max_tokens=8000)
+    has_events = asyncio.Event()
+    recording = asyncio.create_task(recorder.generate(request, watch=lambda _: has_events.set()))
+    await has_events.wait()
+    recording.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await recording
+    [call] = recorder.history.calls
+    assert (call.code, call.ended and call.ended.by_client) == ("CANCELLED", True)
+    assert check([call], REFERENCE).ok
 
 
 async def test_a_reset_mid_stream_is_an_error_and_not_a_violation(

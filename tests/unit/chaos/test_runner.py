@@ -202,7 +202,7 @@ async def test_the_journal_and_the_experiment_are_json() -> None:
         (Equals(0), [0], [1, False, None, 0.5]),
         (Equals(value=True), [True], [1, "yes", False]),
         (Equals([]), [[]], [["x"], None]),
-        (Between(1, 2), [1, 1.5, 2], [0.9, 2.1, float("nan"), None, "1"]),
+        (Between(1, 2), [1, 1.5, 2], [0.9, 2.1, float("nan"), None, "1", True]),
     ],
     ids=str,
 )
