@@ -20,6 +20,7 @@ serves any number of concurrent calls over one connection; it belongs to the
 event loop it was opened in.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar, Unpack
@@ -30,7 +31,14 @@ from opentelemetry import trace
 
 from sidecache.errors import InvalidRequest, from_rpc_error
 from sidecache.generate_request import GenerateOptions, Prompt, build_request, chat_messages
-from sidecache.generation import Choice, Completion, FinishReason, GenerationStream, Source
+from sidecache.generation import (
+    Choice,
+    Completion,
+    FinishReason,
+    GenerationStream,
+    Source,
+    raise_if_only_the_call_was_cancelled,
+)
 from sidecache.transport import ClientTls, open_channel
 from sidecache.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
 from sidecache.v1 import inference_pb2 as pb
@@ -103,6 +111,7 @@ class SidecacheClient:
         self._tracer = trace.get_tracer("sidecache.client", version(), tracer_provider)
         self._channel: grpc.aio.Channel | None = None
         self._stubs: _Stubs | None = None
+        self._streams: set[GenerationStream] = set()
 
     async def __aenter__(self) -> Self:
         if self._channel is not None:
@@ -132,6 +141,10 @@ class SidecacheClient:
     async def aclose(self) -> None:
         """Close the connection; whatever is still running on it is cancelled."""
         channel, self._channel, self._stubs = self._channel, None, None
+        # Closing a channel does not wake who reads from it, so the streams are
+        # cancelled first.
+        for stream in list(self._streams):
+            stream.cancel()
         if channel is not None:
             await channel.close(None)
 
@@ -183,6 +196,7 @@ class SidecacheClient:
             timeout_s=self._timeout_s if timeout_s is None else timeout_s,
             tracer=self._tracer,
             address=self.address,
+            siblings=self._streams,
         )
 
     async def models(self, *, timeout_s: float = UNARY_TIMEOUT_S) -> list[pb.Model]:
@@ -265,6 +279,9 @@ class SidecacheClient:
             return await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+        except asyncio.CancelledError:
+            raise_if_only_the_call_was_cancelled()
+            raise
 
 
 def _credentials(api_key: str | None) -> Sequence[tuple[str, str]]:

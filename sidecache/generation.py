@@ -118,6 +118,17 @@ class Completion:
         return self.choices[0].usage
 
 
+def raise_if_only_the_call_was_cancelled() -> None:
+    """Tell a cancelled call from a cancelled task, after a CancelledError.
+
+    grpc.aio raises CancelledError for both: where the caller cancelled the call,
+    or closed the client, the task that waits for it has to live on.
+    """
+    task = asyncio.current_task()
+    if task is not None and not task.cancelling():
+        raise Cancelled("the call was cancelled, or its client was closed") from None
+
+
 class GenerationStream:
     """The events of one generation; leaving its ``async with`` block cancels the rest.
 
@@ -139,6 +150,7 @@ class GenerationStream:
         timeout_s: float,
         tracer: trace.Tracer,
         address: str,
+        siblings: "set[GenerationStream]",
     ) -> None:
         self.started: pb.Started | None = None
         self.ttft_s: float | None = None
@@ -148,11 +160,11 @@ class GenerationStream:
         self._timeout_s = timeout_s
         self._tracer = tracer
         self._address = address
+        self._siblings = siblings
         self._order = StreamOrder(request.n or 1)
         self._call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse] | None = None
         self._span: GenerationSpan | None = None
         self._ended = False
-        self._cancelled = False
         self._started_at = 0.0
 
     async def __aenter__(self) -> Self:
@@ -165,6 +177,7 @@ class GenerationStream:
             timeout=self._timeout_s,
             metadata=(*self._metadata, *self._span.metadata()),
         )
+        self._siblings.add(self)
         return self
 
     async def __aexit__(
@@ -210,7 +223,6 @@ class GenerationStream:
 
     def cancel(self) -> None:
         """Give up from another task: whoever iterates gets ``errors.Cancelled``."""
-        self._cancelled = True
         if self._call is not None:
             self._call.cancel()
 
@@ -266,10 +278,7 @@ class GenerationStream:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         except asyncio.CancelledError:
-            # grpc.aio reports our own cancel() as if the reading task were cancelled.
-            task = asyncio.current_task()
-            if self._cancelled and task is not None and not task.cancelling():
-                raise Cancelled("cancelled by the caller") from None
+            raise_if_only_the_call_was_cancelled()
             raise
         return event if isinstance(event, pb.GenerateResponse) else None
 
@@ -288,6 +297,7 @@ class GenerationStream:
     def _end(self, error: SidecacheError | None) -> None:
         """Free the call and end the span; nothing of this generation lives on."""
         self._ended = True
+        self._siblings.discard(self)
         if self._call is not None:
             # A no-op on a call that is done; an abandoned one would hold the engine.
             self._call.cancel()

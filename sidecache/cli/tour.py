@@ -10,6 +10,7 @@ from rich.text import Text
 from sidecache.cli.chat import provenance
 from sidecache.cli.console import harmless, out, write_raw
 from sidecache.client import CacheControl, GenerationStream, SidecacheClient, Source
+from sidecache.errors import SidecacheError
 
 _MAX_TOKENS = 48
 _STORE_WAIT_S = 5.0
@@ -82,10 +83,14 @@ async def take_tour(client: SidecacheClient) -> bool:
     for number, step in enumerate(STEPS, 1):
         out.print(f"[bold]{number}. {step.title}[/bold]")
         out.print(Text.assemble(("   > ", "dim"), step.prompt))
-        source = await _take(client, step, namespace, in_full=number == 1)
-        if source is not step.expected:
+        try:
+            source = await _take(client, step, namespace, in_full=number == 1)
+            fault = "" if source is step.expected else f"got {source.name}"
+        except SidecacheError as error:
+            fault = f"got an error: {error}"
+        if fault:
             unmet += 1
-            out.print(f"   [bold red]expected {step.expected.name}, got {source.name}[/bold red]")
+            out.print(Text(f"{_INDENT}expected {step.expected.name}, {fault}", style="bold red"))
         out.print()
     if unmet:
         out.print(

@@ -1,6 +1,7 @@
 """`sidecache up`: the whole gateway on this machine, until Ctrl-C."""
 
 import asyncio
+import importlib.util
 import signal
 import sys
 from contextlib import suppress
@@ -49,6 +50,7 @@ def up(
     ] = False,
 ) -> None:
     """Start the cache sidecar, the workers and the router, and keep them running."""
+    _refuse_slim_install(engine)
     ports = choose_ports(port, workers)
     _refuse_busy(ports)
     if engine is Engine.OPENVINO:
@@ -172,6 +174,18 @@ class Session:
 
 async def _ready_workers(client: SidecacheClient) -> int:
     return sum(model.ready_workers for model in await client.models())
+
+
+def _refuse_slim_install(engine: Engine) -> None:
+    """The services need more than the client: look for it, without importing it."""
+    needed = ["faiss", "onnxruntime", "pydantic_settings", "uvloop"]
+    if engine is Engine.OPENVINO:
+        needed.append("openvino_genai")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise SetupError(
+            f"`sidecache up` runs the services, which need the extra [cpu] ({missing[0]} is not "
+            "installed): run `pip install 'sidecache[cpu]'`"
+        )
 
 
 def _refuse_busy(ports: list[int]) -> None:

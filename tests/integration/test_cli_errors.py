@@ -81,6 +81,20 @@ def test_a_new_key_is_shown_once(tmp_path: Path) -> None:
     assert done.stdout.strip() not in path.read_text()
 
 
+def test_the_client_stays_slim() -> None:
+    """The command line imports no service and nothing that only a service needs."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, sidecache.cli; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rooms = {"router", "cache_svc", "inference_svc", "observability", "chaos"}
+    heavy = {"faiss", "numpy", "onnxruntime", "openvino", "pydantic", "uvloop", "tokenizers"}
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded & (rooms | heavy) == set()
+
+
 def test_version_names_its_python() -> None:
     """For a bug report: release, Python and machine."""
     done = sidecache("version")

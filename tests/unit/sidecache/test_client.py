@@ -193,6 +193,18 @@ async def test_cancel_from_another_task(service: ScriptedService) -> None:
             await service.ended.wait()
 
 
+async def test_closing_the_client_ends_its_streams(service: ScriptedService) -> None:
+    """Who still reads gets our error; its task is not cancelled along."""
+    service.script = hanging
+    client = await SidecacheClient(service.address).__aenter__()
+    async with client.generate("hi") as stream:
+        pieces = stream.text()
+        await anext(pieces)
+        asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(client.aclose()))
+        with pytest.raises(errors.Cancelled):
+            await anext(pieces)
+
+
 async def test_a_deadline_ends_the_generation(service: ScriptedService) -> None:
     """The deadline is the caller's own and has its own error."""
     service.script = hanging

