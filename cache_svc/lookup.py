@@ -7,11 +7,12 @@ inside one scope of one tenant, the verifier has the last word.
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from opentelemetry.trace import Tracer
+from opentelemetry.trace import Span, Tracer
 
 from cache_svc.embedder import NotComparable
 from cache_svc.embedding_queue import EmbeddingQueue
@@ -149,7 +150,7 @@ class LookupPath:
             return Miss(MissReason.NOT_COMPARABLE)
         try:
             neighbors = await self._neighbors(semantic, query.key, time_left_s)
-            with self._tracer.start_as_current_span("cache verify"):
+            with self._span("cache verify"):
                 return self._choose(self._judge(semantic, query, neighbors))
         except NotComparable:
             return Miss(MissReason.NOT_COMPARABLE)
@@ -167,9 +168,9 @@ class LookupPath:
         if time_left_s is not None:
             budget_s = min(budget_s, time_left_s - REPLY_MARGIN_S)
         async with asyncio.timeout(budget_s):
-            with self._tracer.start_as_current_span("cache embed"):
+            with self._span("cache embed"):
                 vector = await semantic.queue.vector(key.text)
-            with self._tracer.start_as_current_span("cache search"):
+            with self._span("cache search"):
                 return await semantic.index.search(key.place, vector, semantic.neighbors)
 
     def _judge(
@@ -206,6 +207,10 @@ class LookupPath:
             refusals.add(candidate.refusal)
         nearest = (reason for reason in _NEARNESS if reason in refusals)
         return Miss(next(nearest, MissReason.ABSENT))
+
+    def _span(self, name: str) -> AbstractContextManager[Span]:
+        # An exception's text could quote a prompt; content stays out of telemetry.
+        return self._tracer.start_as_current_span(name, record_exception=False)
 
     def _age_s(self, entry: Entry) -> float:
         return max(0.0, self._clock() - entry.created_s)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
-from cache_svc.embedder import NotComparable
 from cache_svc.entry import Query, parse_entry_name
 from cache_svc.intake import Intake, Refused, Stored
 from cache_svc.lookup import Candidate, Hit, LookupPath, Miss, MissReason, Tier
@@ -149,7 +148,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         outcome = await self._path.lookup(query, context.time_remaining())
         try:
             candidates = await self._path.explain(query, context.time_remaining())
-        except (NotComparable, SidecacheError, TimeoutError):
+        except (SidecacheError, TimeoutError):
             candidates = []  # the outcome says DEGRADED or NOT_COMPARABLE, or is exact
         return cache_pb2.ExplainResponse(
             outcome=write_outcome(outcome),

@@ -1,0 +1,146 @@
+"""The small parts: locks, bounds, settings, scopes."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Thread
+
+import pytest
+from pydantic import ValidationError
+
+from cache_svc.entry import Place, new_entry_id, parse_entry_name
+from cache_svc.faiss_index import FaissIndex
+from cache_svc.plain_index import PlainIndex
+from cache_svc.quarantine import Quarantine
+from cache_svc.rw_lock import ReadersWriterLock
+from cache_svc.scoped_index import PLAIN_ROWS, ScopedIndex
+from cache_svc.settings import CacheSettings
+from cache_svc.sieve import Sieve
+from cache_svc.stats import Stats
+from tests.fixtures.cache import entry_of, key_of, random_unit
+
+
+def test_readers_share_and_a_waiting_writer_comes_next() -> None:
+    """Readers run side by side; once a writer waits, later readers wait behind it."""
+    lock, order = ReadersWriterLock(), list[str]()
+    first_in, release, writer_waits = Event(), Event(), Event()
+
+    def first_reader() -> None:
+        with lock.reading():
+            first_in.set()
+            assert release.wait(10)
+        order.append("first reader out")
+
+    def writer() -> None:
+        writer_waits.set()
+        with lock.writing():
+            order.append("writer")
+
+    def late_reader() -> None:
+        with lock.reading():
+            order.append("late reader")
+
+    threads = [Thread(target=first_reader), Thread(target=writer), Thread(target=late_reader)]
+    threads[0].start()
+    assert first_in.wait(10)
+    with lock.reading():  # side by side with the first
+        pass
+    threads[1].start()
+    assert writer_waits.wait(10)
+    while not lock._writers_waiting:  # the writer is between its signal and the lock
+        pass
+    threads[2].start()
+    release.set()
+    for thread in threads:
+        thread.join(10)
+    assert order.index("writer") < order.index("late reader")
+
+
+async def test_scopes_grow_and_vanish() -> None:
+    """A scope starts as a matrix, moves to FAISS with all its vectors, and leaves nothing."""
+    place = Place("acme", b"scope")
+    with ThreadPoolExecutor(1) as executor:
+        index = ScopedIndex(16, lambda: FaissIndex(16), executor, inline_rows=PLAIN_ROWS + 2)
+        for i in range(PLAIN_ROWS + 10):
+            index.add(place, i, random_unit(str(i)))
+            kind = PlainIndex if i < PLAIN_ROWS else FaissIndex
+            assert isinstance(index._indexes[place], kind)
+            assert (await index.search(place, random_unit("0"), 1))[0].id == 0
+        assert len(index) == PLAIN_ROWS + 10
+        assert await index.search(Place("other", b"scope"), random_unit("0"), 1) == []
+        index.remove(place, range(PLAIN_ROWS + 10))
+        index.remove(place, [1])
+        assert (len(index), index.scopes) == (0, 0)
+
+
+def test_sieve_gives_a_second_chance_once() -> None:
+    """The hand passes what was hit, once, and goes on from where it stopped."""
+    queue = Sieve()
+    for i in range(4):
+        queue.add(i)
+    queue.touch(0)
+    queue.touch(1)
+    assert queue.victim() == 2
+    queue.remove(2)
+    assert queue.victim() == 3
+    queue.remove(3)
+    assert queue.victim() == 0
+    queue.remove(0)
+    queue.remove(1)
+    with pytest.raises(LookupError):
+        queue.victim()
+
+
+def test_quarantine_is_bounded_and_per_tenant() -> None:
+    """The oldest bar is lifted for a newer one; another tenant's same request is free."""
+    quarantine = Quarantine(2)
+    for text in ("a", "b", "c"):
+        quarantine.bar(key_of(text))
+    assert not quarantine.holds(key_of("a"))
+    assert quarantine.holds(key_of("b"))
+    assert not quarantine.holds(key_of("b", tenant="other"))
+
+
+def test_stats_are_bounded() -> None:
+    """Counters of tenants beyond the bound are forgotten; the total is not."""
+    stats = Stats(max_tenants=2)
+    for tenant in ("a", "b", "c"):
+        stats.count(tenant, "lookups", times=2)
+    assert stats.of().lookups == 6
+    assert (stats.of("a").lookups, stats.of("c").lookups) == (0, 2)
+
+
+def test_entry_names() -> None:
+    """A name leads back to its id; what no entry can be called leads nowhere."""
+    entry_id = new_entry_id()
+    assert parse_entry_name(entry_of(entry_id).name) == entry_id
+    for name in ("", "xyz", "0" * 15, "G" * 16, "-" + "1" * 15, " " * 16):
+        assert parse_entry_name(name) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"max_bytes": 0}, "max_bytes"),
+        ({"default_ttl_s": 0}, "default_ttl_s"),
+        ({"default_ttl_s": 1e9}, "max_ttl_s"),
+        ({"max_answer_bytes": 1 << 29}, "max_answer_bytes"),
+        ({"semantic": {"min_similarity": float("nan")}}, "min_similarity"),
+        ({"semantic": {"min_similarity": 1.1}}, "min_similarity"),
+        ({"semantic": {"budget_s": 0}}, "budget_s"),
+        ({"semantic": {"misspelt": 1}}, "misspelt"),
+        ({"misspelt": 1}, "misspelt"),
+    ],
+)
+def test_bad_settings_name_themselves(change: dict[str, object], named: str) -> None:
+    """A bad value is refused with its own name."""
+    with pytest.raises(ValidationError, match=named):
+        CacheSettings.model_validate(change)
+
+
+def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings come from SIDECACHE_CACHE_ variables; a floor of 0 stays 0."""
+    monkeypatch.setenv("SIDECACHE_CACHE_SEMANTIC__MIN_SIMILARITY", "0")
+    monkeypatch.setenv("SIDECACHE_CACHE_MAX_BYTES", "2000000")
+    monkeypatch.setenv("SIDECACHE_CACHE_MAX_ANSWER_BYTES", "1000000")
+    settings = CacheSettings()
+    assert settings.semantic.min_similarity == 0
+    assert settings.max_bytes == 2_000_000
