@@ -8,8 +8,9 @@ not a thread: docs/decisions/0003-engine-process.md.
 Protocol, one JSON object a line. In: first the configuration, then
 ``{"add": key, "prompt": [...], "config": {...}}`` and ``{"cancel": key}``; end
 of input ends the process. Out: ``{"ready": {...}}`` or ``{"failed": text}``;
-then for each step ``{"tokens": [[key, ids, logprobs, reason], ...], "gone":
-[key, ...], "kv_cache_usage": share}``, and ``{"refused": key, "text": ...}``.
+then for each step, and for each cancel between two, ``{"tokens": [[key, ids,
+logprobs, reason], ...], "gone": [key, ...], "kv_cache_usage": share}``; and
+``{"refused": key, "text": ...}``.
 """
 
 import json
@@ -19,8 +20,13 @@ import sys
 from typing import Any
 
 import numpy as np
-import openvino as ov
-import openvino_genai as genai
+
+# On import OpenVINO reports itself to its makers over HTTPS, unless the module
+# that does so cannot be found.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+import openvino as ov  # noqa: E402 - after the line above
+import openvino_genai as genai  # noqa: E402
 
 _READ_BYTES = 1 << 16
 _WARM_UP_TOKENS = 4
@@ -69,7 +75,8 @@ class Batch:
         scheduler = genai.SchedulerConfig()
         scheduler.cache_size = config["cache_gib"]
         scheduler.max_num_batched_tokens = config["max_num_batched_tokens"]
-        scheduler.max_num_seqs = config["max_num_seqs"]
+        # Room for those who join in the very step that clears away cancelled ones.
+        scheduler.max_num_seqs = 2 * config["max_num_seqs"]
         scheduler.enable_prefix_caching = True
         scheduler.dynamic_split_fuse = True
         properties: dict[str, Any] = dict(_EXACT)
@@ -79,12 +86,12 @@ class Batch:
             config["model_path"], scheduler, "CPU", properties
         )
         self._handles: dict[int, Any] = {}
-        self._leaving: set[int] = set()
+        self._must_clear = False
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._handles)
+        return self._must_clear or bool(self._handles)
 
     def warm_up(self) -> None:
         """Generate a little, so that the first request finds compiled kernels."""
@@ -101,19 +108,27 @@ class Batch:
             key, _tensor(prompt), _generation_config(config)
         )
 
-    def cancel(self, key: int) -> None:
-        """Let a sequence leave at the next step; one that has ended is no error."""
-        if key in self._handles:
-            self._handles[key].cancel()
-            self._leaving.add(key)
+    def cancel(self, key: int) -> bool:
+        """Take a sequence out before the next step, which frees its KV blocks.
+
+        Returns:
+            False if it had ended already.
+        """
+        handle = self._handles.pop(key, None)
+        if handle is None:
+            return False
+        handle.cancel()
+        self._must_clear = True
+        return True
 
     def step(self) -> dict[str, Any]:
         """Give every sequence its next token, as far as the step's budget goes."""
         self._pipeline.step()
+        self._must_clear = False
         tokens = []
-        gone = list(self._leaving)
+        gone = []
         for key, handle in self._handles.items():
-            if key in self._leaving or not handle.can_read():
+            if not handle.can_read():
                 continue
             for output in handle.read().values():
                 reason = output.finish_reason.name
@@ -124,10 +139,13 @@ class Batch:
                     gone.append(key)
         for key in gone:
             del self._handles[key]
-        self._leaving.clear()
-        # The engine reports per cent, counting blocks kept for reuse.
-        usage = self._pipeline.get_metrics().cache_usage / 100
-        return {"tokens": tokens, "gone": gone, "kv_cache_usage": usage}
+        return {"tokens": tokens, "gone": gone, "kv_cache_usage": self.kv_cache_usage}
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of KV blocks in use, those kept for reuse included."""
+        # The engine reports per cent.
+        return float(self._pipeline.get_metrics().cache_usage) / 100
 
 
 def _tensor(ids: list[int]) -> ov.Tensor:
@@ -152,7 +170,9 @@ def _send(descriptor: int, event: dict[str, Any]) -> None:
 
 def _obey(batch: Batch, command: dict[str, Any], output: int) -> None:
     if "cancel" in command:
-        batch.cancel(command["cancel"])
+        if batch.cancel(command["cancel"]):
+            gone = [command["cancel"]]
+            _send(output, {"tokens": [], "gone": gone, "kv_cache_usage": batch.kv_cache_usage})
         return
     try:
         batch.add(command["add"], command["prompt"], command["config"])
@@ -162,20 +182,18 @@ def _obey(batch: Batch, command: dict[str, Any], output: int) -> None:
 
 def _serve(commands: Commands, output: int) -> None:
     """Load, then step while there is work and wait while there is none."""
-    first = commands.read(wait=True)
-    if first is None:
+    arrived = commands.read(wait=True)
+    if arrived is None:
         return
-    batch = Batch(first[0])
+    batch = Batch(arrived.pop(0))
     batch.warm_up()
     _send(output, {"ready": {"build": _build()}})
-    while True:
-        arrived = commands.read(wait=not batch.has_work)
-        if arrived is None:
-            return
+    while arrived is not None:
         for command in arrived:
             _obey(batch, command, output)
         if batch.has_work:
             _send(output, batch.step())
+        arrived = commands.read(wait=not batch.has_work)
 
 
 def _build() -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from inference_svc.engine import Continuation, FinishReason, GenerationRequest, Sampling
 from sidecache.errors import InvalidRequest, NotFound, Overloaded
-from tests.contract.engines import MAX_SEQUENCES, MAX_WAITING, Subject, collect, subject
+from tests.contract.engines import MAX_SEQUENCES, MAX_WAITING, Subject, subject
 
 __all__ = ["subject"]
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -36,7 +36,7 @@ async def until_idle(subject: Subject, timeout_s: float = 5.0) -> None:
     """Wait until the engine holds no sequence."""
     async with asyncio.timeout(timeout_s):
         while subject.engine.load_figures().running_sequences:
-            await asyncio.sleep(0.001)  # noqa: ASYNC110 - a figure has no event
+            await asyncio.sleep(0.001)
 
 
 async def test_a_stream_is_whole(subject: Subject) -> None:

@@ -6,14 +6,21 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from time import perf_counter
 
 import pytest
 
 from inference_svc.byte_level import ByteLevelDecoder
-from inference_svc.engine import Chat, ChatMessage, FinishReason, Guided, TokenDelta
+from inference_svc.engine import (
+    Chat,
+    ChatMessage,
+    FinishReason,
+    GenerationRequest,
+    Guided,
+    TokenDelta,
+)
 from inference_svc.engines.gguf import read_gguf
 from inference_svc.engines.gguf_tokenizer import GgufTokenizer
 from inference_svc.engines.openvino import OpenVinoEngine
@@ -112,8 +119,8 @@ async def test_a_cold_prefix_is_computed_once(real: Subject) -> None:
     assert together < 2.5 * alone
 
 
-async def _run(real: Subject, request: object) -> Answer:
-    async with real.engine.submit(request) as deltas:  # type: ignore[arg-type]
+async def _run(real: Subject, request: GenerationRequest) -> Answer:
+    async with real.engine.submit(request) as deltas:
         return await collect(deltas)
 
 
@@ -176,15 +183,25 @@ async def test_a_grammar_that_does_not_compile_hurts_nobody(real: Subject) -> No
     """It is refused before the engine sees it, and others go on."""
     with pytest.raises(InvalidRequest, match=r"guided\.regex"):
         await real.ask("Hi.", 8, guided=Guided("regex", "[0-9{3}-("))
-    assert len((await real.ask("Hi.", 4)).ids()) == 4
+    assert len((await real.ask("Hi.", 2)).ids()) == 2
 
 
 async def test_cancel_takes_one_step(real: Subject) -> None:
     """From leaving to a free slot: at most one step and 100 ms, beside seven others."""
     requests = [await real.request(question, 400) for question in QUESTIONS]
-    slowest = 0.0
+    slowest = longest_step = 0.0
+
+    async def neighbour(request: GenerationRequest) -> None:
+        nonlocal longest_step
+        async with real.engine.submit(request) as deltas:
+            await anext(deltas)
+            began = perf_counter()
+            async for _ in deltas:
+                longest_step = max(longest_step, perf_counter() - began)
+                began = perf_counter()
+
     async with asyncio.TaskGroup() as group:
-        others = [group.create_task(_run(real, request)) for request in requests[1:]]
+        others = [group.create_task(neighbour(request)) for request in requests[1:]]
         for _ in range(5):
             async with real.engine.submit(requests[0]) as deltas:
                 await anext(deltas)
@@ -192,12 +209,11 @@ async def test_cancel_takes_one_step(real: Subject) -> None:
                 running = real.engine.load_figures().running_sequences
             began = perf_counter()
             while real.engine.load_figures().running_sequences >= running:
-                await asyncio.sleep(0.001)  # noqa: ASYNC110 - a figure has no event
+                await asyncio.sleep(0.001)
             slowest = max(slowest, perf_counter() - began)
         for other in others:
             other.cancel()
-    # A step of eight sequences takes about 30 ms; four times that on a busy machine.
-    assert slowest < 0.12 + 0.1
+    assert slowest <= longest_step + 0.1
 
 
 async def test_a_dead_engine_is_told_and_survived(smollm2_path: Path) -> None:
@@ -218,7 +234,7 @@ async def test_a_dead_engine_is_told_and_survived(smollm2_path: Path) -> None:
         assert engine.load_figures().running_sequences == 0
 
 
-async def _outcome(subject: Subject, request: object) -> EngineFailed:
+async def _outcome(subject: Subject, request: GenerationRequest) -> EngineFailed:
     with pytest.raises(EngineFailed) as failed:
         await _run(subject, request)
     return failed.value
@@ -232,10 +248,14 @@ async def load(path: Path) -> None:
         await engine.aclose()
 
 
+def copy_of(path: Path, target: Path, change: Callable[[bytes], bytes]) -> Path:
+    target.write_bytes(change(path.read_bytes()))
+    return target
+
+
 async def test_a_truncated_model_is_refused(smollm2_path: Path, tmp_path: Path) -> None:
     """Half a download names the file and what to do, and the native code never sees it."""
-    path = tmp_path / "half.gguf"
-    path.write_bytes(smollm2_path.read_bytes()[:50_000_000])
+    path = copy_of(smollm2_path, tmp_path / "half.gguf", lambda whole: whole[:50_000_000])
     with pytest.raises(SetupError, match=r"half\.gguf.*truncated.*sidecache pull"):
         await load(path)
 
@@ -244,9 +264,8 @@ async def test_a_model_that_kills_the_native_loader_is_refused(
     smollm2_path: Path, tmp_path: Path
 ) -> None:
     """A file whose header is fine but whose tensors are not is still only a SetupError."""
-    path = tmp_path / "lies.gguf"
-    whole = smollm2_path.read_bytes()
-    path.write_bytes(whole.replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight", 1))
+    lie = (b"blk.0.attn_q.weight", b"blk.0.attn_x.weight")
+    path = copy_of(smollm2_path, tmp_path / "lies.gguf", lambda whole: whole.replace(*lie, 1))
     with pytest.raises(SetupError, match=r"lies\.gguf could not be loaded"):
         await load(path)
 
@@ -255,7 +274,7 @@ _AUDITED = """
 import runpy, sys
 def hook(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
-        print("NETWORK", event, args[1:], file=sys.stderr, flush=True)
+        print("NETWORK", event, args, file=sys.stderr, flush=True)
 sys.addaudithook(hook)
 sys.argv = [sys.argv[1]]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,6 +1,7 @@
 """Only grammars that are known to compile reach the engine."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -36,8 +37,6 @@ def test_anything_else_is_refused_by_place(pattern: str) -> None:
 @given(st.text("ab()[]{}|*+?^$-\\d1,.:", max_size=20))
 def test_no_pattern_breaks_the_check(pattern: str) -> None:
     """Any text is accepted or refused, and what is accepted is a Python regex too."""
-    import re
-
     try:
         check_grammar(Guided("regex", pattern))
     except InvalidRequest:
