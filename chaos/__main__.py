@@ -11,6 +11,9 @@ from chaos.experiments import EXPERIMENTS
 from chaos.journal import Journal
 from chaos.runner import run
 
+# As a shell writes the end by SIGINT.
+_INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when every experiment passed."""
@@ -30,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if unknown or not names:
                 wrong = f"no experiment {unknown[0]!r}" if unknown else "name some, or say --all"
                 parser.error(f"{wrong}; there are: {', '.join(EXPERIMENTS)}")
-            journals = asyncio.run(_run(names, with_control=not options.no_control))
+            try:
+                journals = asyncio.run(_run(names, with_control=not options.no_control))
+            except KeyboardInterrupt:
+                sys.stderr.write("interrupted; faults are rolled back and services ended\n")
+                return _INTERRUPTED
             _report(journals, options.json)
             return 0 if all(journal.passed for journal in journals) else 1
 
