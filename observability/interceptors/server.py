@@ -48,12 +48,13 @@ _STATUS_DETAILS: Final = "grpc-status-details-bin"
 class _Call:
     """One running call."""
 
-    __slots__ = ("method", "span", "started")
+    __slots__ = ("finished", "method", "span", "started")
 
     def __init__(self, method: Method, span: Span, started: float) -> None:
         self.method = method
         self.span = span
         self.started = started
+        self.finished = False
 
 
 # Set by intercept_service, read by the handler: gRPC runs both in one context,
@@ -109,7 +110,7 @@ class ServerEdge(grpc.aio.ServerInterceptor):
         call = self._begin(path, handler_call_details.invocation_metadata)
         try:
             handler = await continuation(handler_call_details)
-        except SidecacheError as error:
+        except Exception as error:  # noqa: BLE001 - answered as if the handler had raised it
             return self._wrap(_refusal(error))
         if handler is None:  # gRPC itself refuses unknown methods
             self._finish(call, grpc.StatusCode.UNIMPLEMENTED)
@@ -128,6 +129,11 @@ class ServerEdge(grpc.aio.ServerInterceptor):
         otel_context.attach(trace.set_span_in_context(span))
         call = _Call(method, span, started)
         _running.set(call)
+        task = asyncio.current_task()
+        if task is not None and span.is_recording():
+            # The handler never runs when the request does not arrive whole, or an
+            # interceptor behind is cancelled; the span must end all the same.
+            task.add_done_callback(lambda _task: self._finish(call, grpc.StatusCode.CANCELLED))
         return call
 
     def _wrap(self, handler: Handler) -> Handler:
@@ -166,12 +172,13 @@ class ServerEdge(grpc.aio.ServerInterceptor):
             case SidecacheError() as ours:
                 self._finish(call, ours.code, ours.reason)
                 await _abort(context, ours)
-            case grpc.aio.AbortError():
+            # gRPC knows these two only outside a group.
+            case grpc.aio.AbortError() as aborted:
                 self._finish(call, _code_set_by_handler(context))
-                raise error
-            case asyncio.CancelledError():
+                raise aborted
+            case asyncio.CancelledError() as cancelled:
                 self._finish(call, _why_cancelled(call, context))
-                raise error
+                raise cancelled
             case grpc.aio.InternalError():
                 self._finish(call, grpc.StatusCode.CANCELLED)
                 # Nobody is left to answer; gRPC takes this as the quiet end of a call.
@@ -187,6 +194,9 @@ class ServerEdge(grpc.aio.ServerInterceptor):
                 raise other
 
     def _finish(self, call: _Call, code: grpc.StatusCode, reason: str = "") -> None:
+        if call.finished:
+            return
+        call.finished = True
         self._duration.record(perf_counter() - call.started, call.method.outcome(code))
         if call.span.is_recording():
             end_span(call.span, code, SERVER_FAULTS, reason)
@@ -267,7 +277,7 @@ async def _abort(context: Any, error: SidecacheError) -> NoReturn:
     raise AssertionError  # pragma: no cover - abort always raises
 
 
-def _refusal(error: SidecacheError) -> Handler:
+def _refusal(error: Exception) -> Handler:
     """Answers one call with an error that an interceptor behind the edge raised."""
 
     async def refuse(_request: Any, _context: Any) -> NoReturn:

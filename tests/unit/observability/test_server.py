@@ -138,6 +138,8 @@ async def test_a_huge_message_is_refused_and_the_server_goes_on() -> None:
             async for _ in pair.stub.Generate(pb.GenerateRequest(text="x" * 8192)):
                 pass
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        # The handler never ran; its span ended nevertheless.
+        await pair.server.one_span(SpanKind.SERVER)
         await pair.stub.ListModels(pb.ListModelsRequest())
 
 

@@ -266,6 +266,41 @@ async def test_an_interceptor_behind_the_edge_may_refuse() -> None:
         ]
 
 
+async def test_a_bug_in_an_interceptor_behind_the_edge_is_hidden_too() -> None:
+    """What a later interceptor raises by mistake is INTERNAL, without its text."""
+
+    class Broken(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, _continuation: Any, _details: Any) -> Any:
+            raise ValueError(SECRET)
+
+    async with serving(Service(), interceptors=[Broken()]) as guarded:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await guarded.stub.ListModels(pb.ListModelsRequest())
+        assert failed.value.code() is grpc.StatusCode.INTERNAL
+        assert SECRET not in str(failed.value)
+        assert code_of(await guarded.server.one_span(SpanKind.SERVER)) == "INTERNAL"
+
+
+@pytest.mark.parametrize("kind", ["abort", "cancel"])
+async def test_a_groups_abort_or_cancel_is_no_bug(
+    pair: Pair, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An abort or a cancel that a TaskGroup wrapped ends the call as it would have unwrapped."""
+
+    async def fail(_request: Any, context: Any) -> None:
+        if kind == "cancel":
+            raise BaseExceptionGroup("tasks", [asyncio.CancelledError()])
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(context.abort(grpc.StatusCode.DATA_LOSS, "lost"))
+
+    pair.service.unary = fail
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+        await pair.stub.ListModels(pb.ListModelsRequest(), timeout=2)
+    server = await pair.server.one_span(SpanKind.SERVER)
+    assert code_of(server) == ("DATA_LOSS" if kind == "abort" else "CANCELLED")
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
 async def test_abort_keeps_its_status_and_trailing_metadata(pair: Pair) -> None:
     """A handler may speak gRPC itself; its code is what is recorded."""
 
