@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from cache_svc.embedder import Embedder, EmbeddingFailed, NotComparable
+from cache_svc.owned_task import owned_task
 from cache_svc.vector_index import Vector, VectorRefused, check_vector
 from sidecache.errors import Overloaded, SidecacheError
 
@@ -84,12 +85,10 @@ class EmbeddingQueue:
             max_text_bytes=max_text_bytes,
             kept_vectors=kept_vectors,
         )
-        task = asyncio.create_task(queue._run(), name="embedding queue")
         try:
-            yield queue
+            async with owned_task(queue._run(), "embedding queue"):
+                yield queue
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             queue._close()
 
     @property

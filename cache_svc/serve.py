@@ -17,6 +17,7 @@ from cache_svc.faiss_index import FaissIndex
 from cache_svc.intake import Intake, IntakeLimits
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
+from cache_svc.owned_task import owned_task
 from cache_svc.quarantine import Quarantine
 from cache_svc.scoped_index import ScopedIndex
 from cache_svc.service import SERVICE_NAME, CacheService
@@ -50,7 +51,8 @@ async def serve(
         if settings.semantic.enabled:
             queue = await stack.enter_async_context(_open_queue(settings.semantic))
         service, store = _assemble(settings, telemetry, queue, executor, clock)
-        await stack.enter_async_context(_sweeping(store, settings.sweep_interval_s))
+        sweep = _sweep(store, settings.sweep_interval_s)
+        await stack.enter_async_context(owned_task(sweep, "expiry sweep"))
 
         def register(server: grpc.aio.Server) -> None:
             cache_pb2_grpc.add_CacheServiceServicer_to_server(service, server)
@@ -158,18 +160,8 @@ def _load_embedder(settings: SemanticSettings) -> Embedder:
     return embedder
 
 
-@asynccontextmanager
-async def _sweeping(store: AnswerStore, interval_s: float) -> AsyncIterator[None]:
+async def _sweep(store: AnswerStore, interval_s: float) -> None:
     """Give back the memory of answers past their time, asked for or not."""
-
-    async def sweep() -> None:
-        while True:
-            await asyncio.sleep(interval_s)
-            store.expire()
-
-    task = asyncio.create_task(sweep(), name="expiry sweep")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    while True:
+        await asyncio.sleep(interval_s)
+        store.expire()

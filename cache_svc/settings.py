@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from observability.listening import is_local
 from observability.settings import MIB, PositiveSeconds, ServerSettings, TelemetrySettings
 
 DAY_S = 86_400.0
@@ -89,5 +90,10 @@ class CacheSettings(BaseSettings):
             raise ValueError(msg)
         if self.max_answer_bytes > self.max_bytes // 2:
             msg = f"max_answer_bytes is {self.max_answer_bytes}, over half of {self.max_bytes}"
+            raise ValueError(msg)
+        tls = self.server.tls
+        if tls is not None and tls.client_ca_file is None and not is_local(self.server.listen):
+            # Its callers state the tenant, so they must be known to be routers.
+            msg = f"server.tls.client_ca_file is not set; {self.server.listen} needs mutual TLS"
             raise ValueError(msg)
         return self

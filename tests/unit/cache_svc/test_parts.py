@@ -1,5 +1,6 @@
 """The small parts: locks, bounds, settings, scopes."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Thread
 
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 
 from cache_svc.entry import Place, new_entry_id, parse_entry_name
 from cache_svc.faiss_index import FaissIndex
+from cache_svc.owned_task import owned_task
 from cache_svc.plain_index import PlainIndex
 from cache_svc.quarantine import Quarantine
 from cache_svc.rw_lock import ReadersWriterLock
@@ -128,6 +130,10 @@ def test_entry_names() -> None:
         ({"semantic": {"budget_s": 0}}, "budget_s"),
         ({"semantic": {"misspelt": 1}}, "misspelt"),
         ({"misspelt": 1}, "misspelt"),
+        (
+            {"server": {"listen": "0.0.0.0:1", "tls": {"cert_file": "c", "key_file": "k"}}},
+            "client_ca_file",
+        ),
     ],
 )
 def test_bad_settings_name_themselves(change: dict[str, object], named: str) -> None:
@@ -144,3 +150,17 @@ def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = CacheSettings()
     assert settings.semantic.min_similarity == 0
     assert settings.max_bytes == 2_000_000
+
+
+async def test_a_task_that_died_is_never_silent() -> None:
+    """Work beside a block ends with it; work that failed before makes the block fail."""
+    async with owned_task(asyncio.Event().wait(), "endless"):
+        pass
+
+    async def fail() -> None:
+        msg = "broken"
+        raise RuntimeError(msg)
+
+    with pytest.raises(RuntimeError, match="broken"):
+        async with owned_task(fail(), "failing"):
+            await asyncio.sleep(0)
