@@ -15,7 +15,8 @@ run: ## check this machine, install, start everything, take the tour, keep servi
 		&& exec $(BIN)/sidecache up --tour --port $(PORT) $(ARGS)
 
 dev:
-	@$(PYTHON) sidecache/install.py cpu dev
+	@python=$$($(PYTHON) sidecache/preflight.py --no-ports) \
+		&& "$$python" sidecache/install.py cpu dev
 
 test: dev ## the whole test suite, on real servers and the real model
 	$(BIN)/python -m pytest $(ARGS)
