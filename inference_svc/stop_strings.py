@@ -22,10 +22,12 @@ class StopStrings:
         if not self._stops:
             return text, False
         text = self._held + text
-        ends = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if ends:
+        # The one that is complete first ends the text; of several that end together,
+        # the longest. So it does not matter how tokens cut the text.
+        met = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if met:
             self._held = ""
-            return text[: min(ends)], True
+            return text[: min(met)[1]], True
         keep = self._possible_beginning(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

@@ -69,8 +69,8 @@ class Meeting:
 
 async def test_overlapping_streams_equal_their_solo_runs(real: Subject) -> None:
     """Eight run at once, one joins in the middle, one is cancelled: each is as if alone."""
-    solo = [await real.ask(question, 32) for question in QUESTIONS]
-    latecomer = await real.ask("Where does the sun rise?", 32)
+    solo = [await real.ask(question, 24) for question in QUESTIONS]
+    latecomer = await real.ask("Where does the sun rise?", 24)
     meeting = Meeting(len(QUESTIONS))
     most_running = 0
 
@@ -84,7 +84,7 @@ async def test_overlapping_streams_equal_their_solo_runs(real: Subject) -> None:
 
     async def stream(question: str) -> Answer:
         answer = Answer()
-        async with real.engine.submit(await real.request(question, 32)) as deltas:
+        async with real.engine.submit(await real.request(question, 24)) as deltas:
             await watch(deltas, answer)
         return answer
 
