@@ -41,14 +41,13 @@ class StreamClient:
         """
         started = time.perf_counter()
         first_token_s, tokens, source = 0.0, 0, pb.SOURCE_UNSPECIFIED
-        async for event in self._stub.Generate(request, metadata=self._metadata, timeout=60):
-            kind = event.WhichOneof("event")
-            if kind == "delta":
+        async for message in self._stub.Generate(request, metadata=self._metadata, timeout=60):
+            if message.HasField("started"):
+                source = message.started.source
+            if message.HasField("delta"):
                 if not tokens:
                     first_token_s = time.perf_counter() - started
-                tokens += len(event.delta.token_ids)
-            elif kind == "started":
-                source = event.started.source
+                tokens += len(message.delta.token_ids)
         return Timed(source, tokens, first_token_s, time.perf_counter() - started)
 
     async def streams(

@@ -38,6 +38,7 @@ from chaos.violations import (
     WrongToken,
 )
 from sidecache.key import RequestKey, request_key
+from sidecache.stream_events import kind_of
 from sidecache.v1 import inference_pb2 as pb
 
 
@@ -178,7 +179,7 @@ def _walk(call: Call, choices: Sequence[ChoiceCheck]) -> list[Violation]:
                 violations.append(ManyTerminals(call.number, f"{ended.code}, {entry.code}"))
             ended = ended or entry
             continue
-        kind = entry.event.WhichOneof("event") or ""
+        kind = kind_of(entry.event)
         if ended is not None:
             violations.append(AfterTerminal(call.number, kind, ended.code))
         if first and kind != "started":

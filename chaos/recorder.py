@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from chaos.history import Call, Ended, History, Received
+from sidecache.stream_events import single_events
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1 import inference_pb2_grpc
 
@@ -60,10 +61,11 @@ class Recorder:
         record = self.history.open(request, self._tenant, self.phase, self._clock())
         call = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
         try:
-            async for event in call:
-                record.entries.append(Received(self._clock(), event))
-                if watch is not None:
-                    watch(event)
+            async for message in call:
+                for event in single_events(message):
+                    record.entries.append(Received(self._clock(), event))
+                    if watch is not None:
+                        watch(event)
                 if len(record.entries) >= self.history.max_events:
                     record.entries.append(self._gave_up("more events than the history keeps"))
                     return record

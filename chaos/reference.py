@@ -58,7 +58,8 @@ class ScriptedReference:
     def answer(self, request: pb.GenerateRequest, choice: int) -> Answer:
         prompt = tuple(_prompt_ids(request))
         sampling = request.sampling
-        seed = sampling.seed if sampling.HasField("seed") else prompt_seed(prompt)
+        is_seeded = sampling.HasField("seed") and sampling.temperature > 0
+        seed = sampling.seed if is_seeded else prompt_seed(prompt)
         most = self.max_tokens(request)
         # Beyond the context a request is refused, and no answer is the right one.
         length, reason = min(most, self.context_length), pb.FINISH_REASON_LENGTH

@@ -30,6 +30,7 @@ from chaos.violations import (
     WrongToken,
     WrongUsage,
 )
+from sidecache.stream_events import single_events
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1 import inference_pb2_grpc
 
@@ -218,7 +219,7 @@ class Saboteur(_Relay):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         call = self._stub.Generate(request, timeout=context.time_remaining())
-        events = [event async for event in call]
+        events = [event async for message in call for event in single_events(message)]
         if self.lie is not None:
             self.streams += 1
             events = self.lie(events)

@@ -23,7 +23,7 @@ def started(request_id: str, worker: str, facts: ModelFacts, trace_id: str) -> p
     )
 
 
-def delta(tokens: TokenDelta) -> pb.GenerateResponse:
+def delta(tokens: TokenDelta) -> pb.Delta:
     """Tokens of one choice."""
     event = pb.Delta(
         choice=tokens.choice, offset=tokens.offset, token_ids=tokens.token_ids, text=tokens.text
@@ -33,7 +33,7 @@ def delta(tokens: TokenDelta) -> pb.GenerateResponse:
             logprob=logprob.logprob,
             top=[pb.TopLogprob(token_id=i, logprob=value) for i, value in logprob.top],
         )
-    return pb.GenerateResponse(delta=event)
+    return event
 
 
 def progress() -> pb.GenerateResponse:
@@ -41,14 +41,11 @@ def progress() -> pb.GenerateResponse:
     return pb.GenerateResponse(progress=pb.Progress())
 
 
-def finished(
-    choice: int, reason: FinishReason, prompt_tokens: int, completion_tokens: int
-) -> pb.GenerateResponse:
-    """The end of one choice."""
-    return pb.GenerateResponse(
-        finished=pb.Finished(
-            choice=choice,
-            reason=_REASONS[reason],
-            usage=pb.Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens),
-        )
+def finished(last: TokenDelta, reason: FinishReason, prompt_tokens: int) -> pb.Finished:
+    """The end of the choice whose last tokens these are."""
+    completion_tokens = last.offset + len(last.token_ids)
+    return pb.Finished(
+        choice=last.choice,
+        reason=_REASONS[reason],
+        usage=pb.Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens),
     )

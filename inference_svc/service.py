@@ -122,18 +122,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         record: GenerationRecord,
         context: Context,
     ) -> None:
+        message = pb.GenerateResponse()
         if delta.token_ids or delta.text:
-            await self._write(context, events.delta(delta))
-        record.delivered(delta)
+            message.delta.CopyFrom(events.delta(delta))
         if delta.finish_reason is not None:
-            completion_tokens = delta.offset + len(delta.token_ids)
             prompt_tokens = len(generation.prompt_token_ids)
-            await self._write(
-                context,
-                events.finished(
-                    delta.choice, delta.finish_reason, prompt_tokens, completion_tokens
-                ),
-            )
+            message.finished.CopyFrom(events.finished(delta, delta.finish_reason, prompt_tokens))
+        if message.ListFields():
+            await self._write(context, message)
+        record.delivered(delta)
 
     async def _write(self, context: Context, event: pb.GenerateResponse) -> None:
         """Write, but not for ever: a reader that takes nothing is cut off."""

@@ -97,22 +97,21 @@ class Relay:
             raise EngineFailed(f"worker {worker.name} ended its stream too early")
 
     def _passes(self, event: pb.GenerateResponse, ticket: Ticket, tape: Tape) -> bool:
-        """Note what an event says; whether the client is to see it."""
-        match event.WhichOneof("event"):
-            case "delta":
-                tape.take(event.delta)
-            case "finished":
-                tape.finish(event.finished)
-            case "started":
-                if event.started.model_revision != ticket.model.revision:
-                    # It was restarted with another checkpoint since it was chosen.
-                    raise EngineFailed(f"worker {event.started.worker} serves another revision")
-                if tape.started:
-                    return False
-                tape.started = True
-            case _:
-                pass
-        return True
+        """Note what a message says; whether anything of it is for the client."""
+        passes = True
+        if event.HasField("started"):
+            if event.started.model_revision != ticket.model.revision:
+                # It was restarted with another checkpoint since it was chosen.
+                raise EngineFailed(f"worker {event.started.worker} serves another revision")
+            if tape.started:
+                event.ClearField("started")
+                passes = bool(event.ListFields())
+            tape.started = True
+        if event.HasField("delta"):
+            tape.take(event.delta)
+        if event.HasField("finished"):
+            tape.finish(event.finished)
+        return passes
 
     def _blame(self, worker: Worker, error: grpc.aio.AioRpcError) -> SidecacheError:
         """What a worker's failed call means for the request, and for the worker."""

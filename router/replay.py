@@ -1,5 +1,6 @@
 """A hit: a stored answer, sent as the stream it once was."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -35,11 +36,26 @@ async def replay(
         cache_age=hit.age,
     )
     with StallGuard(reader_stall_s, reader_stall_s) as guard:
-        guard.waits_for_reader()
-        await context.write(pb.GenerateResponse(started=started))
-        for delta in hit.answer.deltas:
+        for message in _messages(started, hit.answer):
             guard.waits_for_reader()
-            await context.write(pb.GenerateResponse(delta=delta))
-        for finished in hit.answer.finished:
-            guard.waits_for_reader()
-            await context.write(pb.GenerateResponse(finished=finished))
+            await context.write(message)
+
+
+def _messages(started: pb.Started, answer: cache_pb2.Answer) -> Iterator[pb.GenerateResponse]:
+    """The answer in as few messages as a stream of it may have.
+
+    The first token comes at once, with `started`; the rest in the pieces it was
+    stored in, the last of them with the first `finished`.
+    """
+    message = pb.GenerateResponse(started=started)
+    for number, delta in enumerate(answer.deltas):
+        if number:
+            yield message
+            message = pb.GenerateResponse()
+        message.delta.CopyFrom(delta)
+    for number, finished in enumerate(answer.finished):
+        if number:
+            yield message
+            message = pb.GenerateResponse()
+        message.finished.CopyFrom(finished)
+    yield message

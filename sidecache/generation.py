@@ -3,6 +3,7 @@
 import asyncio
 import enum
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +19,7 @@ from sidecache.errors import (
     from_rpc_error,
 )
 from sidecache.generation_span import GenerationSpan
+from sidecache.stream_events import single_events
 from sidecache.stream_order import StreamOrder
 from sidecache.v1 import inference_pb2 as pb
 
@@ -155,6 +157,7 @@ class GenerationStream:
         self.started: pb.Started | None = None
         self.ttft_s: float | None = None
         self._method = method
+        self._unread: deque[pb.GenerateResponse] = deque()
         self._request = request
         self._metadata = metadata
         self._timeout_s = timeout_s
@@ -273,14 +276,19 @@ class GenerationStream:
         """The next event, or None at the end of a stream that went well."""
         if self._call is None:
             raise RuntimeError("enter the generation first: `async with client.generate(…)`")
+        if self._unread:
+            return self._unread.popleft()
         try:
-            event = await self._call.read()
+            message = await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         except asyncio.CancelledError:
             raise_if_only_the_call_was_cancelled()
             raise
-        return event if isinstance(event, pb.GenerateResponse) else None
+        if not isinstance(message, pb.GenerateResponse):
+            return None
+        self._unread.extend(single_events(message))
+        return self._unread.popleft()
 
     def _note(self, event: pb.GenerateResponse) -> None:
         if event.HasField("delta"):

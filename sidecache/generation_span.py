@@ -10,6 +10,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from sidecache.errors import SidecacheError
+from sidecache.stream_events import kind_of
 from sidecache.transport import split_address
 from sidecache.v1 import inference_pb2 as pb
 
@@ -47,7 +48,7 @@ class GenerationSpan:
         """Note what `started` and `finished` say."""
         if not self._recording:
             return
-        kind = event.WhichOneof("event")
+        kind = kind_of(event)
         if kind == "started":
             self._span.set_attribute(_RESPONSE + "id", event.started.request_id)
             self._span.set_attribute(_RESPONSE + "model", event.started.model)

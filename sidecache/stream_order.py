@@ -1,6 +1,7 @@
 """The order that a stream of events must keep, checked event by event."""
 
 from sidecache.errors import BrokenInvariant
+from sidecache.stream_events import kind_of
 from sidecache.v1 import inference_pb2 as pb
 
 
@@ -30,7 +31,7 @@ class StreamOrder:
         Raises:
             BrokenInvariant: it cannot follow what came before.
         """
-        match event.WhichOneof("event"):
+        match kind_of(event):
             case "delta":
                 self._check_delta(event.delta)
             case "started":

@@ -217,7 +217,8 @@ class _ScriptedStream:
         self._settings = settings
         self._slot = slot
         self._with_logprobs = request.logprobs is not None
-        seed = request.sampling.seed
+        # As for any engine: greedy decoding has nothing to seed.
+        seed = request.sampling.seed if request.sampling.temperature > 0 else None
         self._seed = prompt_seed(request.prompt_token_ids) if seed is None else seed
         self._choices = deque(Choice(index, _Words(), request.stop) for index in range(request.n))
         if request.continuation is not None:

@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csidecache/v1/inference.proto\x12\x0csidecache.v1\x1a\x1egoogle/protobuf/duration.proto\"\xef\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.sidecache.v1.ChatH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.sidecache.v1.TokenIdsH\x00\x12\x32\n\x08sampling\x18\x05 \x01(\x0b\x32 .sidecache.v1.SamplingParameters\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x0e\n\x01n\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x15\n\x08logprobs\x18\t \x01(\rH\x03\x88\x01\x01\x12,\n\x06guided\x18\n \x01(\x0b\x32\x1c.sidecache.v1.GuidedDecoding\x12\x0f\n\x07\x61\x64\x61pter\x18\x0b \x01(\t\x12\x15\n\x08priority\x18\x0c \x01(\x05H\x04\x88\x01\x01\x12)\n\x05\x63\x61\x63he\x18\r \x01(\x0b\x32\x1a.sidecache.v1.CacheControl\x12\x30\n\x0c\x63ontinuation\x18\x0e \x01(\x0b\x32\x1a.sidecache.v1.ContinuationB\x08\n\x06promptB\r\n\x0b_max_tokensB\x04\n\x02_nB\x0b\n\t_logprobsB\x0b\n\t_priority\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"V\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.sidecache.v1.ChatMessage\x12!\n\x05tools\x18\x02 \x03(\x0b\x32\x12.sidecache.v1.Tool\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"I\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\"\xb8\x02\n\x12SamplingParameters\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penalty\"C\n\x0eGuidedDecoding\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x42\t\n\x07grammar\"\x83\x02\n\x0c\x43\x61\x63heControl\x12%\n\x04mode\x18\x01 \x01(\x0e\x32\x17.sidecache.v1.CacheMode\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12*\n\x07max_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0emin_similarity\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x10\n\x08no_store\x18\x05 \x01(\x08\x12&\n\x03ttl\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12\x15\n\rallow_sampled\x18\x08 \x01(\x08\x42\x11\n\x0f_min_similarity\"C\n\x0c\x43ontinuation\x12\x1b\n\x13\x64\x65livered_token_ids\x18\x01 \x03(\r\x12\x16\n\x0e\x64\x65livered_text\x18\x02 \x01(\t\"\xef\x01\n\x10GenerateResponse\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.sidecache.v1.StartedH\x00\x12$\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x13.sidecache.v1.DeltaH\x00\x12*\n\x08progress\x18\x03 \x01(\x0b\x32\x16.sidecache.v1.ProgressH\x00\x12*\n\x08migrated\x18\x04 \x01(\x0b\x32\x16.sidecache.v1.MigratedH\x00\x12*\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x16.sidecache.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\xb6\x02\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x06source\x18\x02 \x01(\x0e\x32\x14.sidecache.v1.Source\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12!\n\x14\x63\x61\x63hed_prompt_tokens\x18\x04 \x01(\rH\x00\x88\x01\x01\x12&\n\x1e\x63\x61\x63hed_prompt_tokens_estimated\x18\x05 \x01(\x08\x12\x10\n\x08trace_id\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x16\n\x0emodel_revision\x18\x08 \x01(\t\x12\x16\n\x0e\x63\x61\x63he_entry_id\x18\t \x01(\t\x12,\n\tcache_age\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationB\x17\n\x15_cached_prompt_tokens\"w\n\x05\x44\x65lta\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12-\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1b.sidecache.v1.TokenLogprobs\"G\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.sidecache.v1.TopLogprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"B\n\x08Progress\x12\x1f\n\x12prompt_tokens_done\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x15\n\x13_prompt_tokens_done\"B\n\x08Migrated\x12\x13\n\x0b\x66rom_worker\x18\x01 \x01(\t\x12\x11\n\tto_worker\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\r\"j\n\x08\x46inished\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.sidecache.v1.FinishReason\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.sidecache.v1.Usage\"\x9d\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12!\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12&\n\x1e\x63\x61\x63hed_prompt_tokens_estimated\x18\x04 \x01(\x08\x42\x17\n\x15_cached_prompt_tokens\"3\n\rAttachRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\r\"?\n\x0e\x41ttachResponse\x12-\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1e.sidecache.v1.GenerateResponse\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.sidecache.v1.Model\"z\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x12\n\nis_default\x18\x05 \x01(\x08\x12\x15\n\rready_workers\x18\x06 \x01(\r\"^\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.sidecache.v1.ChatH\x00\x42\x08\n\x06prompt\"=\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r*\x8e\x01\n\tCacheMode\x12\x1a\n\x16\x43\x41\x43HE_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43\x41\x43HE_MODE_DEFAULT\x10\x01\x12\x17\n\x13\x43\x41\x43HE_MODE_NO_CACHE\x10\x02\x12\x1d\n\x19\x43\x41\x43HE_MODE_ONLY_IF_CACHED\x10\x03\x12\x15\n\x11\x43\x41\x43HE_MODE_BYPASS\x10\x04*p\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n\rSOURCE_ENGINE\x10\x01\x12\x10\n\x0cSOURCE_EXACT\x10\x02\x12\x13\n\x0fSOURCE_SEMANTIC\x10\x03\x12\x14\n\x10SOURCE_COALESCED\x10\x04*{\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1a\n\x16\x46INISH_REASON_FILTERED\x10\x03\x32\xc2\x02\n\x10InferenceService\x12K\n\x08Generate\x12\x1d.sidecache.v1.GenerateRequest\x1a\x1e.sidecache.v1.GenerateResponse0\x01\x12\x45\n\x06\x41ttach\x12\x1b.sidecache.v1.AttachRequest\x1a\x1c.sidecache.v1.AttachResponse0\x01\x12O\n\nListModels\x12\x1f.sidecache.v1.ListModelsRequest\x1a .sidecache.v1.ListModelsResponse\x12I\n\x08Tokenize\x12\x1d.sidecache.v1.TokenizeRequest\x1a\x1e.sidecache.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csidecache/v1/inference.proto\x12\x0csidecache.v1\x1a\x1egoogle/protobuf/duration.proto\"\xef\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.sidecache.v1.ChatH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.sidecache.v1.TokenIdsH\x00\x12\x32\n\x08sampling\x18\x05 \x01(\x0b\x32 .sidecache.v1.SamplingParameters\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x0e\n\x01n\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x15\n\x08logprobs\x18\t \x01(\rH\x03\x88\x01\x01\x12,\n\x06guided\x18\n \x01(\x0b\x32\x1c.sidecache.v1.GuidedDecoding\x12\x0f\n\x07\x61\x64\x61pter\x18\x0b \x01(\t\x12\x15\n\x08priority\x18\x0c \x01(\x05H\x04\x88\x01\x01\x12)\n\x05\x63\x61\x63he\x18\r \x01(\x0b\x32\x1a.sidecache.v1.CacheControl\x12\x30\n\x0c\x63ontinuation\x18\x0e \x01(\x0b\x32\x1a.sidecache.v1.ContinuationB\x08\n\x06promptB\r\n\x0b_max_tokensB\x04\n\x02_nB\x0b\n\t_logprobsB\x0b\n\t_priority\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"V\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.sidecache.v1.ChatMessage\x12!\n\x05tools\x18\x02 \x03(\x0b\x32\x12.sidecache.v1.Tool\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"I\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\"\xb8\x02\n\x12SamplingParameters\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penalty\"C\n\x0eGuidedDecoding\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x42\t\n\x07grammar\"\x83\x02\n\x0c\x43\x61\x63heControl\x12%\n\x04mode\x18\x01 \x01(\x0e\x32\x17.sidecache.v1.CacheMode\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12*\n\x07max_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0emin_similarity\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x10\n\x08no_store\x18\x05 \x01(\x08\x12&\n\x03ttl\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12\x15\n\rallow_sampled\x18\x08 \x01(\x08\x42\x11\n\x0f_min_similarity\"C\n\x0c\x43ontinuation\x12\x1b\n\x13\x64\x65livered_token_ids\x18\x01 \x03(\r\x12\x16\n\x0e\x64\x65livered_text\x18\x02 \x01(\t\"\xdc\x01\n\x10GenerateResponse\x12&\n\x07started\x18\x01 \x01(\x0b\x32\x15.sidecache.v1.Started\x12\"\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x13.sidecache.v1.Delta\x12(\n\x08progress\x18\x03 \x01(\x0b\x32\x16.sidecache.v1.Progress\x12(\n\x08migrated\x18\x04 \x01(\x0b\x32\x16.sidecache.v1.Migrated\x12(\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x16.sidecache.v1.Finished\"\xb6\x02\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x06source\x18\x02 \x01(\x0e\x32\x14.sidecache.v1.Source\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12!\n\x14\x63\x61\x63hed_prompt_tokens\x18\x04 \x01(\rH\x00\x88\x01\x01\x12&\n\x1e\x63\x61\x63hed_prompt_tokens_estimated\x18\x05 \x01(\x08\x12\x10\n\x08trace_id\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x16\n\x0emodel_revision\x18\x08 \x01(\t\x12\x16\n\x0e\x63\x61\x63he_entry_id\x18\t \x01(\t\x12,\n\tcache_age\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationB\x17\n\x15_cached_prompt_tokens\"w\n\x05\x44\x65lta\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12-\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1b.sidecache.v1.TokenLogprobs\"G\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.sidecache.v1.TopLogprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"B\n\x08Progress\x12\x1f\n\x12prompt_tokens_done\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x15\n\x13_prompt_tokens_done\"B\n\x08Migrated\x12\x13\n\x0b\x66rom_worker\x18\x01 \x01(\t\x12\x11\n\tto_worker\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\r\"j\n\x08\x46inished\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.sidecache.v1.FinishReason\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.sidecache.v1.Usage\"\x9d\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12!\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12&\n\x1e\x63\x61\x63hed_prompt_tokens_estimated\x18\x04 \x01(\x08\x42\x17\n\x15_cached_prompt_tokens\"3\n\rAttachRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\r\"?\n\x0e\x41ttachResponse\x12-\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1e.sidecache.v1.GenerateResponse\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.sidecache.v1.Model\"z\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x12\n\nis_default\x18\x05 \x01(\x08\x12\x15\n\rready_workers\x18\x06 \x01(\r\"^\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.sidecache.v1.ChatH\x00\x42\x08\n\x06prompt\"=\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r*\x8e\x01\n\tCacheMode\x12\x1a\n\x16\x43\x41\x43HE_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43\x41\x43HE_MODE_DEFAULT\x10\x01\x12\x17\n\x13\x43\x41\x43HE_MODE_NO_CACHE\x10\x02\x12\x1d\n\x19\x43\x41\x43HE_MODE_ONLY_IF_CACHED\x10\x03\x12\x15\n\x11\x43\x41\x43HE_MODE_BYPASS\x10\x04*p\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n\rSOURCE_ENGINE\x10\x01\x12\x10\n\x0cSOURCE_EXACT\x10\x02\x12\x13\n\x0fSOURCE_SEMANTIC\x10\x03\x12\x14\n\x10SOURCE_COALESCED\x10\x04*{\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1a\n\x16\x46INISH_REASON_FILTERED\x10\x03\x32\xc2\x02\n\x10InferenceService\x12K\n\x08Generate\x12\x1d.sidecache.v1.GenerateRequest\x1a\x1e.sidecache.v1.GenerateResponse0\x01\x12\x45\n\x06\x41ttach\x12\x1b.sidecache.v1.AttachRequest\x1a\x1c.sidecache.v1.AttachResponse0\x01\x12O\n\nListModels\x12\x1f.sidecache.v1.ListModelsRequest\x1a .sidecache.v1.ListModelsResponse\x12I\n\x08Tokenize\x12\x1d.sidecache.v1.TokenizeRequest\x1a\x1e.sidecache.v1.TokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sidecache.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CACHEMODE']._serialized_start=3209
-  _globals['_CACHEMODE']._serialized_end=3351
-  _globals['_SOURCE']._serialized_start=3353
-  _globals['_SOURCE']._serialized_end=3465
-  _globals['_FINISHREASON']._serialized_start=3467
-  _globals['_FINISHREASON']._serialized_end=3590
+  _globals['_CACHEMODE']._serialized_start=3190
+  _globals['_CACHEMODE']._serialized_end=3332
+  _globals['_SOURCE']._serialized_start=3334
+  _globals['_SOURCE']._serialized_end=3446
+  _globals['_FINISHREASON']._serialized_start=3448
+  _globals['_FINISHREASON']._serialized_end=3571
   _globals['_GENERATEREQUEST']._serialized_start=79
   _globals['_GENERATEREQUEST']._serialized_end=574
   _globals['_TOKENIDS']._serialized_start=576
@@ -57,37 +57,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTINUATION']._serialized_start=1456
   _globals['_CONTINUATION']._serialized_end=1523
   _globals['_GENERATERESPONSE']._serialized_start=1526
-  _globals['_GENERATERESPONSE']._serialized_end=1765
-  _globals['_STARTED']._serialized_start=1768
-  _globals['_STARTED']._serialized_end=2078
-  _globals['_DELTA']._serialized_start=2080
-  _globals['_DELTA']._serialized_end=2199
-  _globals['_TOKENLOGPROBS']._serialized_start=2201
-  _globals['_TOKENLOGPROBS']._serialized_end=2272
-  _globals['_TOPLOGPROB']._serialized_start=2274
-  _globals['_TOPLOGPROB']._serialized_end=2321
-  _globals['_PROGRESS']._serialized_start=2323
-  _globals['_PROGRESS']._serialized_end=2389
-  _globals['_MIGRATED']._serialized_start=2391
-  _globals['_MIGRATED']._serialized_end=2457
-  _globals['_FINISHED']._serialized_start=2459
-  _globals['_FINISHED']._serialized_end=2565
-  _globals['_USAGE']._serialized_start=2568
-  _globals['_USAGE']._serialized_end=2725
-  _globals['_ATTACHREQUEST']._serialized_start=2727
-  _globals['_ATTACHREQUEST']._serialized_end=2778
-  _globals['_ATTACHRESPONSE']._serialized_start=2780
-  _globals['_ATTACHRESPONSE']._serialized_end=2843
-  _globals['_LISTMODELSREQUEST']._serialized_start=2845
-  _globals['_LISTMODELSREQUEST']._serialized_end=2864
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2866
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2923
-  _globals['_MODEL']._serialized_start=2925
-  _globals['_MODEL']._serialized_end=3047
-  _globals['_TOKENIZEREQUEST']._serialized_start=3049
-  _globals['_TOKENIZEREQUEST']._serialized_end=3143
-  _globals['_TOKENIZERESPONSE']._serialized_start=3145
-  _globals['_TOKENIZERESPONSE']._serialized_end=3206
-  _globals['_INFERENCESERVICE']._serialized_start=3593
-  _globals['_INFERENCESERVICE']._serialized_end=3915
+  _globals['_GENERATERESPONSE']._serialized_end=1746
+  _globals['_STARTED']._serialized_start=1749
+  _globals['_STARTED']._serialized_end=2059
+  _globals['_DELTA']._serialized_start=2061
+  _globals['_DELTA']._serialized_end=2180
+  _globals['_TOKENLOGPROBS']._serialized_start=2182
+  _globals['_TOKENLOGPROBS']._serialized_end=2253
+  _globals['_TOPLOGPROB']._serialized_start=2255
+  _globals['_TOPLOGPROB']._serialized_end=2302
+  _globals['_PROGRESS']._serialized_start=2304
+  _globals['_PROGRESS']._serialized_end=2370
+  _globals['_MIGRATED']._serialized_start=2372
+  _globals['_MIGRATED']._serialized_end=2438
+  _globals['_FINISHED']._serialized_start=2440
+  _globals['_FINISHED']._serialized_end=2546
+  _globals['_USAGE']._serialized_start=2549
+  _globals['_USAGE']._serialized_end=2706
+  _globals['_ATTACHREQUEST']._serialized_start=2708
+  _globals['_ATTACHREQUEST']._serialized_end=2759
+  _globals['_ATTACHRESPONSE']._serialized_start=2761
+  _globals['_ATTACHRESPONSE']._serialized_end=2824
+  _globals['_LISTMODELSREQUEST']._serialized_start=2826
+  _globals['_LISTMODELSREQUEST']._serialized_end=2845
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2847
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2904
+  _globals['_MODEL']._serialized_start=2906
+  _globals['_MODEL']._serialized_end=3028
+  _globals['_TOKENIZEREQUEST']._serialized_start=3030
+  _globals['_TOKENIZEREQUEST']._serialized_end=3124
+  _globals['_TOKENIZERESPONSE']._serialized_start=3126
+  _globals['_TOKENIZERESPONSE']._serialized_end=3187
+  _globals['_INFERENCESERVICE']._serialized_start=3574
+  _globals['_INFERENCESERVICE']._serialized_end=3896
 # @@protoc_insertion_point(module_scope)

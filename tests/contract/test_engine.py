@@ -74,6 +74,13 @@ async def test_a_seed_repeats(subject: Subject) -> None:
     assert other.ids() != first.ids()
 
 
+async def test_greedy_decoding_ignores_a_seed(subject: Subject) -> None:
+    """The key leaves the seed out of greedy requests, so no engine may look at it."""
+    sampling = [Sampling(seed=seed) for seed in (None, 5, 6)]
+    answers = [await subject.ask(QUESTION, sampling=each) for each in sampling]
+    assert answers[0].ids() == answers[1].ids() == answers[2].ids()
+
+
 async def test_choices_are_seeds_in_a_row(subject: Subject) -> None:
     """Choice i of a seeded request is what seed + i gives alone."""
     answer = await subject.ask(QUESTION, n=3, sampling=replace(SAMPLED, seed=40))

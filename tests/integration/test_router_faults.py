@@ -23,6 +23,7 @@ from sidecache.errors import (
     StreamInterrupted,
     Unavailable,
 )
+from sidecache.stream_events import kind_of
 from sidecache.v1 import cache_pb2_grpc
 from sidecache.v1 import inference_pb2 as pb
 from tests.fixtures.stack import Stack, Worker, cache_sidecar, scripted_stack
@@ -53,7 +54,7 @@ async def test_a_worker_that_dies_before_its_first_token_is_replaced(tmp_path: P
     async with scripted_stack(tmp_path, workers=fleet) as stack:
         async with stack.client.generate("hello", max_tokens=30) as stream:
             events = [event async for event in stream]
-        kinds = [event.WhichOneof("event") for event in events]
+        kinds = [kind_of(event) for event in events]
         assert kinds.count("started") == 1
         moved = [event.migrated for event in events if event.HasField("migrated")]
         assert [(m.from_worker, m.to_worker, m.offset) for m in moved] == [("w1", "w2", 0)]

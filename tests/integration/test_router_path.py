@@ -8,6 +8,7 @@ import pytest
 from inference_svc.engines.scripted import prompt_seed, scripted_text, scripted_token
 from sidecache.client import CacheControl, Completion, SidecacheClient, Source
 from sidecache.errors import InvalidRequest, ModelNotFound, NotCached, Unsupported
+from sidecache.stream_events import kind_of
 from sidecache.v1 import inference_pb2 as pb
 from tests.fixtures.stack import scripted_stack
 
@@ -47,10 +48,10 @@ async def test_a_hit_is_replayed_as_a_stream(tmp_path: Path) -> None:
     async with scripted_stack(tmp_path) as stack:
         await hit(stack.client, "hello", max_tokens=100)
         async with stack.client.generate("hello", max_tokens=100) as stream:
-            kinds: list[str | None] = []
+            kinds: list[str] = []
             offsets: list[tuple[int, int]] = []
             async for event in stream:
-                kinds.append(event.WhichOneof("event"))
+                kinds.append(kind_of(event))
                 if kinds[-1] == "delta":
                     offsets.append((event.delta.offset, len(event.delta.token_ids)))
         assert kinds[0] == "started"

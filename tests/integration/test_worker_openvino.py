@@ -16,6 +16,7 @@ from inference_svc.settings import WorkerSettings
 from observability.settings import TelemetrySettings
 from observability.telemetry import Telemetry
 from sidecache.errors import InvalidRequest, PromptTooLong, from_rpc_error
+from sidecache.stream_events import single_events
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1 import worker_pb2
 from sidecache.v1.inference_pb2_grpc import InferenceServiceStub
@@ -44,7 +45,9 @@ def ask(question: str, **more: Any) -> pb.GenerateRequest:
 async def answer(channel: grpc.aio.Channel, request: pb.GenerateRequest) -> list[Any]:
     stub: Any = InferenceServiceStub(channel)
     try:
-        return [event async for event in stub.Generate(request)]
+        return [
+            event async for message in stub.Generate(request) for event in single_events(message)
+        ]
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
 

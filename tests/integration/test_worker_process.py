@@ -63,7 +63,7 @@ async def test_a_killed_worker_leaves_no_engine_behind(tmp_path: Path, smollm2_p
     async with grpc.aio.insecure_channel(target) as channel:
         stub: Any = InferenceServiceStub(channel)
         call = stub.Generate(pb.GenerateRequest(text="Once upon a time", max_tokens=4))
-        assert [event async for event in call][-1].HasField("finished")
+        assert [message async for message in call][-1].HasField("finished")
     (engine,) = psutil.Process(process.pid).children()
     process.kill()
     await asyncio.to_thread(engine.wait, 10)

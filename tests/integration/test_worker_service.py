@@ -36,6 +36,7 @@ from sidecache.errors import (
     Unsupported,
     from_rpc_error,
 )
+from sidecache.stream_events import kind_of, single_events
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1 import worker_pb2
 from sidecache.v1.inference_pb2_grpc import InferenceServiceStub
@@ -57,7 +58,11 @@ class Worker:
 
     async def events(self, request: pb.GenerateRequest, **call: Any) -> list[pb.GenerateResponse]:
         try:
-            return [event async for event in self.inference.Generate(request, **call)]
+            return [
+                event
+                async for message in self.inference.Generate(request, **call)
+                for event in single_events(message)
+            ]
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
@@ -116,7 +121,7 @@ async def test_a_stream_from_started_to_finished() -> None:
     """`started` first, every token at its offset, one `finished` with the usage."""
     async with worker(name="w1") as served:
         events = await served.events(pb.GenerateRequest(text="hello", max_tokens=40))
-    kinds = [event.WhichOneof("event") for event in events]
+    kinds = [kind_of(event) for event in events]
     assert kinds[0] == "started"
     assert kinds[-1] == "finished"
     assert set(kinds[1:-1]) == {"delta"}
@@ -145,7 +150,7 @@ async def test_the_callers_request_id_is_kept() -> None:
 async def test_every_choice_is_finished_once() -> None:
     """With n choices each has its own offsets and its own end."""
     async with worker() as served:
-        sampling = pb.SamplingParameters(seed=7)
+        sampling = pb.SamplingParameters(seed=7, temperature=1.0)
         events = await served.events(
             pb.GenerateRequest(text="x", max_tokens=10, n=3, sampling=sampling)
         )

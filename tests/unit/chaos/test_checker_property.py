@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from chaos.checker import check
 from chaos.history import Call, Ended, Received
+from sidecache.stream_events import kind_of
 from sidecache.v1 import inference_pb2 as pb
 from tests.unit.chaos.streams import REFERENCE, ask, call_of, events_of
 
@@ -52,7 +53,7 @@ def meaning(call: Call) -> Any:
             frame.append(entry.code)
             continue
         event = entry.event
-        match event.WhichOneof("event"):
+        match kind_of(event):
             case "delta":
                 said = choices.setdefault(event.delta.choice, [])
                 said += list(enumerate(event.delta.token_ids, event.delta.offset))
