@@ -7,7 +7,8 @@ written the same way, and hashed with BLAKE2b.
 
 ``scope`` holds everything but the last user turn: tenant, namespace, model and
 checkpoint revision, adapter, tools, history, sampling. ``exact`` adds that turn.
-Similarity may only ever be asked inside one scope.
+Similarity may only ever be asked inside one scope, and there only of a turn
+that stands alone: what "and for children?" means is not in its words.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sidecache.standalone import why_not_standalone
 from sidecache.v1 import inference_pb2 as pb
 
 # Part of every key: raise it when the meaning of a field changes, and no older
@@ -31,8 +33,8 @@ class RequestKey:
         scope: 32 bytes; everything but the last user turn.
         exact: 32 bytes; the whole request.
         semantic_text: the last user turn, to be compared by meaning inside the
-            scope. Empty when the request is not a chat that ends with one: a raw
-            completion or a list of token ids has no turn to compare.
+            scope. Empty where :func:`why_not_compared` has a reason; the digests
+            are the same either way.
     """
 
     scope: bytes
@@ -57,14 +59,31 @@ def request_key(
     scope = hashlib.blake2b(digest_size=32, person=_PERSON)
     scope.update(_scope_bytes(request, tenant, model, revision))
     kind = request.WhichOneof("prompt") or ""
-    turn, semantic_text = _last_turn(request, kind)
+    turn = _last_user_turn(request)
     if kind == "chat":
         messages = request.chat.messages
-        history = messages[:-1] if semantic_text else messages
+        history = messages[:-1] if turn else messages
         scope.update(_join(part.encode() for m in history for part in (m.role, m.content)))
+    last = _raw_prompt(request, kind) if kind != "chat" else turn.encode()
     exact = hashlib.blake2b(digest_size=32, person=_PERSON)
-    exact.update(_join((scope.digest(), kind.encode(), turn)))
+    exact.update(_join((scope.digest(), kind.encode(), last)))
+    semantic_text = "" if why_not_compared(request) else turn
     return RequestKey(scope.digest(), exact.digest(), semantic_text)
+
+
+def why_not_compared(request: pb.GenerateRequest) -> str:
+    """Why the request is matched exactly only, or "" when it is compared by meaning too.
+
+    A first turn always stands alone, whatever the system prompt. May quote words
+    of the turn: content, never for telemetry.
+    """
+    turn = _last_user_turn(request)
+    if not turn:
+        return "not a chat that ends with a user's turn"
+    if all(message.role == "system" for message in request.chat.messages[:-1]):
+        return ""
+    reason = why_not_standalone(turn)
+    return f"the last turn leans on those before it: {reason}" if reason else ""
 
 
 def is_repeatable(request: pb.GenerateRequest) -> bool:
@@ -73,19 +92,18 @@ def is_repeatable(request: pb.GenerateRequest) -> bool:
     return sampling.temperature == 0 or sampling.HasField("seed")
 
 
-def _last_turn(request: pb.GenerateRequest, kind: str) -> tuple[bytes, str]:
-    """The bytes that only the exact key holds, and the text similarity may compare."""
-    match kind:
-        case "text":
-            return request.text.encode(), ""
-        case "token_ids":
-            ids = request.token_ids.ids
-            return struct.pack(f"<{len(ids)}I", *ids), ""
-        case "chat" if request.chat.messages and request.chat.messages[-1].role == "user":
-            content = request.chat.messages[-1].content
-            return content.encode(), content
-        case _:
-            return b"", ""
+def _last_user_turn(request: pb.GenerateRequest) -> str:
+    """The turn that a chat ends with, if it is the user's; else empty."""
+    messages = request.chat.messages
+    return messages[-1].content if messages and messages[-1].role == "user" else ""
+
+
+def _raw_prompt(request: pb.GenerateRequest, kind: str) -> bytes:
+    """The bytes of a prompt without turns."""
+    if kind == "token_ids":
+        ids = request.token_ids.ids
+        return struct.pack(f"<{len(ids)}I", *ids)
+    return request.text.encode()
 
 
 def _scope_bytes(request: pb.GenerateRequest, tenant: str, model: str, revision: str) -> bytes:

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sidecache.v1 import cache_pb2 as _cache_pb2
+from sidecache.v1 import inference_pb2 as _inference_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -203,3 +204,143 @@ class GetCacheStatsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCacheStatsResponse: _TypeAlias = GetCacheStatsResponse  # noqa: Y015
+
+@_typing.final
+class InvalidateCacheRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Empty: the caller's own tenant. Invalidation never crosses tenants."""
+    entry_id: _builtins.str
+    tag: _builtins.str
+    model: _builtins.str
+    namespace: _builtins.str
+    all: _builtins.bool
+    """Must be set to remove everything the tenant has."""
+    dry_run: _builtins.bool
+    """Count only."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        entry_id: _builtins.str = ...,
+        tag: _builtins.str = ...,
+        model: _builtins.str = ...,
+        namespace: _builtins.str | None = ...,
+        all: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_namespace", b"_namespace", "namespace", b"namespace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_namespace", b"_namespace", "all", b"all", "dry_run", b"dry_run", "entry_id", b"entry_id", "model", b"model", "namespace", b"namespace", "tag", b"tag", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__namespace: _TypeAlias = _typing.Literal["namespace"]  # noqa: Y015
+    _WhichOneofArgType__namespace: _TypeAlias = _typing.Literal["_namespace", b"_namespace"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__namespace) -> _WhichOneofReturnType__namespace | None: ...
+
+Global___InvalidateCacheRequest: _TypeAlias = InvalidateCacheRequest  # noqa: Y015
+
+@_typing.final
+class InvalidateCacheResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Whose answers they were."""
+    entries: _builtins.int
+    """How many were removed, or would have been."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        entries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InvalidateCacheResponse: _TypeAlias = InvalidateCacheResponse  # noqa: Y015
+
+@_typing.final
+class ExplainCacheRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Empty: the caller's own tenant."""
+    @_builtins.property
+    def request(self) -> _inference_pb2.GenerateRequest:
+        """As the tenant would send it."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        request: _inference_pb2.GenerateRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainCacheRequest: _TypeAlias = ExplainCacheRequest  # noqa: Y015
+
+@_typing.final
+class ExplainCacheResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    NOT_ASKED_FIELD_NUMBER: _builtins.int
+    NOT_STORED_FIELD_NUMBER: _builtins.int
+    NOT_COMPARED_FIELD_NUMBER: _builtins.int
+    EXPLAINED_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    not_asked: _builtins.str
+    """Why the request does not ask the cache; empty: it does."""
+    not_stored: _builtins.str
+    """Why its answer would not be stored; empty: it would."""
+    not_compared: _builtins.str
+    """Why its last turn is not compared by meaning; empty: it is."""
+    @_builtins.property
+    def key(self) -> _cache_pb2.CacheKey:
+        """The key the router made of the request, defaults resolved: two requests
+        share answers by meaning only where `scope` is equal. Unset: the request
+        neither asks nor fills the cache.
+        """
+
+    @_builtins.property
+    def explained(self) -> _cache_pb2.ExplainResponse:
+        """What the sidecar found and decided; a hit comes without its answer. Unset
+        where the cache is not asked.
+        """
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        key: _cache_pb2.CacheKey | None = ...,
+        not_asked: _builtins.str = ...,
+        not_stored: _builtins.str = ...,
+        not_compared: _builtins.str = ...,
+        explained: _cache_pb2.ExplainResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explained", b"explained", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explained", b"explained", "key", b"key", "not_asked", b"not_asked", "not_compared", b"not_compared", "not_stored", b"not_stored", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainCacheResponse: _TypeAlias = ExplainCacheResponse  # noqa: Y015

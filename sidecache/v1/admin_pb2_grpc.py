@@ -49,6 +49,16 @@ class AdminServiceStub:
                 request_serializer=sidecache_dot_v1_dot_admin__pb2.GetCacheStatsRequest.SerializeToString,
                 response_deserializer=sidecache_dot_v1_dot_admin__pb2.GetCacheStatsResponse.FromString,
                 _registered_method=True)
+        self.InvalidateCache = channel.unary_unary(
+                '/sidecache.v1.AdminService/InvalidateCache',
+                request_serializer=sidecache_dot_v1_dot_admin__pb2.InvalidateCacheRequest.SerializeToString,
+                response_deserializer=sidecache_dot_v1_dot_admin__pb2.InvalidateCacheResponse.FromString,
+                _registered_method=True)
+        self.ExplainCache = channel.unary_unary(
+                '/sidecache.v1.AdminService/ExplainCache',
+                request_serializer=sidecache_dot_v1_dot_admin__pb2.ExplainCacheRequest.SerializeToString,
+                response_deserializer=sidecache_dot_v1_dot_admin__pb2.ExplainCacheResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -74,6 +84,21 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InvalidateCache(self, request, context):
+        """Removes a tenant's stored answers that match every given criterion.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainCache(self, request, context):
+        """Why a tenant's request would hit or miss, and what decided; nothing is
+        generated, served or counted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +116,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetCacheStats,
                     request_deserializer=sidecache_dot_v1_dot_admin__pb2.GetCacheStatsRequest.FromString,
                     response_serializer=sidecache_dot_v1_dot_admin__pb2.GetCacheStatsResponse.SerializeToString,
+            ),
+            'InvalidateCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.InvalidateCache,
+                    request_deserializer=sidecache_dot_v1_dot_admin__pb2.InvalidateCacheRequest.FromString,
+                    response_serializer=sidecache_dot_v1_dot_admin__pb2.InvalidateCacheResponse.SerializeToString,
+            ),
+            'ExplainCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainCache,
+                    request_deserializer=sidecache_dot_v1_dot_admin__pb2.ExplainCacheRequest.FromString,
+                    response_serializer=sidecache_dot_v1_dot_admin__pb2.ExplainCacheResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -174,6 +209,60 @@ class AdminService:
             '/sidecache.v1.AdminService/GetCacheStats',
             sidecache_dot_v1_dot_admin__pb2.GetCacheStatsRequest.SerializeToString,
             sidecache_dot_v1_dot_admin__pb2.GetCacheStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InvalidateCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecache.v1.AdminService/InvalidateCache',
+            sidecache_dot_v1_dot_admin__pb2.InvalidateCacheRequest.SerializeToString,
+            sidecache_dot_v1_dot_admin__pb2.InvalidateCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecache.v1.AdminService/ExplainCache',
+            sidecache_dot_v1_dot_admin__pb2.ExplainCacheRequest.SerializeToString,
+            sidecache_dot_v1_dot_admin__pb2.ExplainCacheResponse.FromString,
             options,
             channel_credentials,
             insecure,

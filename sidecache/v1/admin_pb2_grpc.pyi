@@ -36,6 +36,12 @@ class AdminServiceStub:
     """A cordoned worker finishes its streams and gets no new ones."""
     GetCacheStats: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetCacheStatsRequest, _admin_pb2.GetCacheStatsResponse]
     """The sidecar's figures, as the router sees them."""
+    InvalidateCache: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InvalidateCacheRequest, _admin_pb2.InvalidateCacheResponse]
+    """Removes a tenant's stored answers that match every given criterion."""
+    ExplainCache: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainCacheRequest, _admin_pb2.ExplainCacheResponse]
+    """Why a tenant's request would hit or miss, and what decided; nothing is
+    generated, served or counted.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -45,6 +51,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """A cordoned worker finishes its streams and gets no new ones."""
     GetCacheStats: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetCacheStatsRequest, _admin_pb2.GetCacheStatsResponse]  # type: ignore[assignment]
     """The sidecar's figures, as the router sees them."""
+    InvalidateCache: _aio.UnaryUnaryMultiCallable[_admin_pb2.InvalidateCacheRequest, _admin_pb2.InvalidateCacheResponse]  # type: ignore[assignment]
+    """Removes a tenant's stored answers that match every given criterion."""
+    ExplainCache: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainCacheRequest, _admin_pb2.ExplainCacheResponse]  # type: ignore[assignment]
+    """Why a tenant's request would hit or miss, and what decided; nothing is
+    generated, served or counted.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -69,5 +81,23 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetCacheStatsResponse, _abc.Awaitable[_admin_pb2.GetCacheStatsResponse]]:
         """The sidecar's figures, as the router sees them."""
+
+    @_abc_1.abstractmethod
+    def InvalidateCache(
+        self,
+        request: _admin_pb2.InvalidateCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.InvalidateCacheResponse, _abc.Awaitable[_admin_pb2.InvalidateCacheResponse]]:
+        """Removes a tenant's stored answers that match every given criterion."""
+
+    @_abc_1.abstractmethod
+    def ExplainCache(
+        self,
+        request: _admin_pb2.ExplainCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ExplainCacheResponse, _abc.Awaitable[_admin_pb2.ExplainCacheResponse]]:
+        """Why a tenant's request would hit or miss, and what decided; nothing is
+        generated, served or counted.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -426,11 +426,13 @@ class CacheControl(_message.Message):
     """Let an unseeded sampled answer be stored and served again."""
     @_builtins.property
     def max_age(self) -> _duration_pb2.Duration:
-        """Oldest answer accepted. Unset: whatever has not expired."""
+        """Oldest answer accepted. Unset: whatever has not expired. 0: none, as with
+        NO_CACHE.
+        """
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long this answer may be served, up to the operator's limit."""
+        """How long this answer may be served, up to the operator's limit; above 0."""
 
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -937,3 +939,38 @@ class TokenizeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TokenizeResponse: _TypeAlias = TokenizeResponse  # noqa: Y015
+
+@_typing.final
+class ReportWrongAnswerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CACHE_ENTRY_ID_FIELD_NUMBER: _builtins.int
+    cache_entry_id: _builtins.str
+    """Started.cache_entry_id of the answer that did not fit its prompt."""
+    def __init__(
+        self,
+        *,
+        cache_entry_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_entry_id", b"cache_entry_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportWrongAnswerRequest: _TypeAlias = ReportWrongAnswerRequest  # noqa: Y015
+
+@_typing.final
+class ReportWrongAnswerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportWrongAnswerResponse: _TypeAlias = ReportWrongAnswerResponse  # noqa: Y015

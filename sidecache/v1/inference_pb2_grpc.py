@@ -54,6 +54,11 @@ class InferenceServiceStub:
                 request_serializer=sidecache_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=sidecache_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
+        self.ReportWrongAnswer = channel.unary_unary(
+                '/sidecache.v1.InferenceService/ReportWrongAnswer',
+                request_serializer=sidecache_dot_v1_dot_inference__pb2.ReportWrongAnswerRequest.SerializeToString,
+                response_deserializer=sidecache_dot_v1_dot_inference__pb2.ReportWrongAnswerResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -89,6 +94,15 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportWrongAnswer(self, request, context):
+        """Takes one of the caller's own stored answers out of service at once, for
+        good. NOT_FOUND when it is not there or not the caller's: the two are told
+        apart to nobody. A worker keeps no answers: UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +125,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Tokenize,
                     request_deserializer=sidecache_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
                     response_serializer=sidecache_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'ReportWrongAnswer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportWrongAnswer,
+                    request_deserializer=sidecache_dot_v1_dot_inference__pb2.ReportWrongAnswerRequest.FromString,
+                    response_serializer=sidecache_dot_v1_dot_inference__pb2.ReportWrongAnswerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -221,6 +240,33 @@ class InferenceService:
             '/sidecache.v1.InferenceService/Tokenize',
             sidecache_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
             sidecache_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportWrongAnswer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecache.v1.InferenceService/ReportWrongAnswer',
+            sidecache_dot_v1_dot_inference__pb2.ReportWrongAnswerRequest.SerializeToString,
+            sidecache_dot_v1_dot_inference__pb2.ReportWrongAnswerResponse.FromString,
             options,
             channel_credentials,
             insecure,

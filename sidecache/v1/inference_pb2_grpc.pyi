@@ -48,6 +48,11 @@ class InferenceServiceStub:
     """The models that can be asked for now."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
     """The token ids the model would see for a prompt."""
+    ReportWrongAnswer: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ReportWrongAnswerRequest, _inference_pb2.ReportWrongAnswerResponse]
+    """Takes one of the caller's own stored answers out of service at once, for
+    good. NOT_FOUND when it is not there or not the caller's: the two are told
+    apart to nobody. A worker keeps no answers: UNIMPLEMENTED.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -64,6 +69,11 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """The models that can be asked for now."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]  # type: ignore[assignment]
     """The token ids the model would see for a prompt."""
+    ReportWrongAnswer: _aio.UnaryUnaryMultiCallable[_inference_pb2.ReportWrongAnswerRequest, _inference_pb2.ReportWrongAnswerResponse]  # type: ignore[assignment]
+    """Takes one of the caller's own stored answers out of service at once, for
+    good. NOT_FOUND when it is not there or not the caller's: the two are told
+    apart to nobody. A worker keeps no answers: UNIMPLEMENTED.
+    """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -101,5 +111,16 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.TokenizeResponse, _abc.Awaitable[_inference_pb2.TokenizeResponse]]:
         """The token ids the model would see for a prompt."""
+
+    @_abc_1.abstractmethod
+    def ReportWrongAnswer(
+        self,
+        request: _inference_pb2.ReportWrongAnswerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.ReportWrongAnswerResponse, _abc.Awaitable[_inference_pb2.ReportWrongAnswerResponse]]:
+        """Takes one of the caller's own stored answers out of service at once, for
+        good. NOT_FOUND when it is not there or not the caller's: the two are told
+        apart to nobody. A worker keeps no answers: UNIMPLEMENTED.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecache.key import RequestKey, is_repeatable, request_key
+from sidecache.key import RequestKey, is_repeatable, request_key, why_not_compared
 from sidecache.v1 import inference_pb2 as pb
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -167,6 +167,28 @@ def test_the_same_last_message_after_another_history_is_another_scope() -> None:
     fever = chat(("user", "Aspirin?"), ("assistant", "Yes."), ("user", "And for children?"))
     rides = chat(("user", "Tickets?"), ("assistant", "5."), ("user", "And for children?"))
     assert key(fever).scope != key(rides).scope
+
+
+HISTORY = (("user", "What is the dose of aspirin?"), ("assistant", "500 mg."))
+
+
+def test_a_turn_that_leans_on_its_history_is_not_compared() -> None:
+    """'And for children?' has no semantic text behind a history, and keeps its exact key."""
+    leaning = chat(*HISTORY, ("user", "And for children?"))
+    whole = chat(*HISTORY, ("user", "What is the capital of France?"))
+    assert key(leaning).semantic_text == ""
+    assert key(whole).semantic_text == "What is the capital of France?"
+    # One scope: only what is compared differs, so no key written before has moved.
+    assert key(leaning).scope == key(whole).scope
+    assert key(leaning).exact != key(whole).exact
+    assert "leans on those before it" in why_not_compared(leaning)
+    assert why_not_compared(whole) == ""
+
+
+@pytest.mark.parametrize("before", [(), (("system", "Be brief."),)], ids=["first", "system"])
+def test_a_first_turn_always_stands_alone(before: tuple[tuple[str, str], ...]) -> None:
+    """A system prompt is no history: nothing was said before that the turn could lean on."""
+    assert key(chat(*before, ("user", "And for children?"))).semantic_text == "And for children?"
 
 
 def test_what_does_not_change_an_answer_is_not_in_the_key() -> None:
