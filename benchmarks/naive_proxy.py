@@ -37,6 +37,9 @@ class PassThrough(inference_pb2_grpc.InferenceServiceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> Any:
         return await self._stub.Tokenize(request)
 
+    async def ReportWrongAnswer(self, request: pb.ReportWrongAnswerRequest, context: Any) -> Any:
+        return await self._stub.ReportWrongAnswer(request)
+
 
 async def serve(upstream: str, listen: str, ready_file: Path) -> None:
     """Serve until terminated; the address is written to ``ready_file``."""

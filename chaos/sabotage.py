@@ -203,6 +203,11 @@ class _Relay(inference_pb2_grpc.InferenceServiceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         return await self._stub.Tokenize(request, timeout=context.time_remaining())
 
+    async def ReportWrongAnswer(
+        self, request: pb.ReportWrongAnswerRequest, context: Context
+    ) -> pb.ReportWrongAnswerResponse:
+        return await self._stub.ReportWrongAnswer(request, timeout=context.time_remaining())
+
 
 class Saboteur(_Relay):
     """Passes streams on, told as ``lie`` tells them.

@@ -83,6 +83,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             token_ids=await self._tokenize(prompt), context_length=self._facts.context_length
         )
 
+    async def ReportWrongAnswer(
+        self, request: pb.ReportWrongAnswerRequest, context: Context
+    ) -> pb.ReportWrongAnswerResponse:
+        raise Unsupported("a worker keeps no answers: report to the router that served it")
+
     async def _read(self, request: pb.GenerateRequest, context: Context) -> GenerationRequest:
         """Everything that can be refused before the engine hears of it."""
         check_model(request.model, self._facts)

@@ -1,4 +1,7 @@
-"""What an operator asks of a router and tells it. Every call needs an admin key."""
+"""What an operator asks of a router and tells it. Every call needs an admin key.
+
+An admin may name any tenant: such a key is the operator's, not a tenant's.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,12 +9,15 @@ from typing import Any
 import grpc
 from google.protobuf import duration_pb2
 
-from router.cache_client import CacheClient
+from router.cache_client import wire_key
+from router.cache_control import why_not_looked_up, why_not_stored
+from router.cache_desk import CacheDesk
 from router.door import Door
 from router.pool import WorkerPool
 from router.worker import State, Worker
 from sidecache.errors import InvalidRequest
-from sidecache.v1 import admin_pb2, admin_pb2_grpc
+from sidecache.key import why_not_compared
+from sidecache.v1 import admin_pb2, admin_pb2_grpc, cache_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -23,18 +29,18 @@ _STATES = {
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
-    """Shows and steers the router's workers."""
+    """Shows and steers the router's workers and its cache."""
 
     def __init__(
         self,
         door: Door,
         pool: WorkerPool,
-        cache: CacheClient | None,
+        desk: CacheDesk,
         clock: Callable[[], float],
     ) -> None:
         self._door = door
         self._pool = pool
-        self._cache = cache
+        self._desk = desk
         self._clock = clock
 
     async def ListWorkers(
@@ -58,8 +64,42 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.GetCacheStatsRequest, context: Context
     ) -> admin_pb2.GetCacheStatsResponse:
         self._door.identify(context).require_admin()
-        stats = await self._cache.stats() if self._cache is not None else None
+        stats = await self._desk.stats()
         return admin_pb2.GetCacheStatsResponse(reachable=stats is not None, stats=stats)
+
+    async def InvalidateCache(
+        self, request: admin_pb2.InvalidateCacheRequest, context: Context
+    ) -> admin_pb2.InvalidateCacheResponse:
+        principal = self._door.identify(context)
+        principal.require_admin()
+        wanted = cache_pb2.InvalidateRequest(
+            tenant=request.tenant or principal.tenant,
+            entry_id=request.entry_id,
+            tag=request.tag,
+            model=request.model,
+            namespace=request.namespace if request.HasField("namespace") else None,
+            all=request.all,
+            dry_run=request.dry_run,
+        )
+        entries = await self._desk.invalidate(wanted)
+        return admin_pb2.InvalidateCacheResponse(tenant=wanted.tenant, entries=entries)
+
+    async def ExplainCache(
+        self, request: admin_pb2.ExplainCacheRequest, context: Context
+    ) -> admin_pb2.ExplainCacheResponse:
+        principal = self._door.identify(context)
+        principal.require_admin()
+        # The same door as a real request: the same defaults, checks and key.
+        tenant = request.tenant or principal.tenant
+        ticket = self._door.open_for(tenant, request.request, context)
+        return admin_pb2.ExplainCacheResponse(
+            tenant=tenant,
+            key=None if ticket.key is None else wire_key(ticket),
+            not_asked=why_not_looked_up(ticket.request),
+            not_stored=why_not_stored(ticket.request),
+            not_compared=why_not_compared(ticket.request),
+            explained=await self._desk.explain(ticket) if ticket.may_look_up else None,
+        )
 
     def _describe(self, worker: Worker) -> admin_pb2.WorkerStatus:
         age = duration_pb2.Duration()

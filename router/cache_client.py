@@ -88,18 +88,14 @@ class CacheClient:
             return Miss("not_asked")
         if not self._breaker.admit():
             return Miss("open")
-        cache = ticket.request.cache
-        request = cache_pb2.LookupRequest(key=_wire_key(ticket))
-        if cache.HasField("max_age"):
-            request.max_age.CopyFrom(cache.max_age)
-        if cache.HasField("min_similarity"):
-            request.min_similarity = cache.min_similarity
+        limit_s = self._settings.lookup_timeout_s
         try:
             answer = await self._stub.Lookup(
-                request, timeout=min(self._settings.lookup_timeout_s, ticket.timeout_s)
+                lookup_request(ticket), timeout=min(limit_s, ticket.timeout_s)
             )
         except grpc.aio.AioRpcError as error:
-            self._breaker.failed()
+            if _speaks_of_the_sidecar(error, hurried=ticket.timeout_s < limit_s):
+                self._breaker.failed()
             return Miss(error.code().name.lower())
         self._breaker.succeeded()
         if answer.HasField("hit") and answer.hit.answer.finished:
@@ -111,7 +107,7 @@ class CacheClient:
         if answer is None or ticket.key is None or not ticket.may_store:
             return
         cache = ticket.request.cache
-        entry = cache_pb2.StoreEntry(key=_wire_key(ticket), answer=answer, tags=cache.tags)
+        entry = cache_pb2.StoreEntry(key=wire_key(ticket), answer=answer, tags=cache.tags)
         if cache.HasField("ttl"):
             entry.ttl.CopyFrom(cache.ttl)
         size = entry.ByteSize()
@@ -139,15 +135,6 @@ class CacheClient:
         """Return once nothing is left to store; how long to wait is the caller's to say."""
         await self._all_stored.wait()
 
-    async def stats(self) -> cache_pb2.GetStatsResponse | None:
-        """The sidecar's figures, or None where it does not answer."""
-        try:
-            return await self._stub.GetStats(
-                cache_pb2.GetStatsRequest(), timeout=self._settings.store_timeout_s
-            )
-        except grpc.aio.AioRpcError:
-            return None
-
     async def _store(self, batch: list[cache_pb2.StoreEntry]) -> None:
         if self._breaker.is_open:
             self.stores_dropped += len(batch)
@@ -161,7 +148,19 @@ class CacheClient:
             log.warning("answers not stored: %s", error.code().name, extra={"answers": len(batch)})
 
 
-def _wire_key(ticket: Ticket) -> cache_pb2.CacheKey:
+def lookup_request(ticket: Ticket) -> cache_pb2.LookupRequest:
+    """What a ticket asks of the sidecar."""
+    cache = ticket.request.cache
+    request = cache_pb2.LookupRequest(key=wire_key(ticket))
+    if cache.HasField("max_age"):
+        request.max_age.CopyFrom(cache.max_age)
+    if cache.HasField("min_similarity"):
+        request.min_similarity = cache.min_similarity
+    return request
+
+
+def wire_key(ticket: Ticket) -> cache_pb2.CacheKey:
+    """A ticket's key as the sidecar reads it."""
     key = ticket.key
     if key is None:
         raise ValueError("this request has no cache key")
@@ -173,6 +172,19 @@ def _wire_key(ticket: Ticket) -> cache_pb2.CacheKey:
         exact=key.exact,
         semantic_text=key.semantic_text,
     )
+
+
+def _speaks_of_the_sidecar(error: grpc.aio.AioRpcError, *, hurried: bool) -> bool:
+    """Whether a failure is the sidecar's own; no caller may shut it for the others.
+
+    Args:
+        error: how the lookup ended.
+        hurried: the caller allowed less time than a lookup may take.
+    """
+    code = error.code()
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return not hurried
+    return code is not grpc.StatusCode.INVALID_ARGUMENT
 
 
 def _reason_name(reason: "cache_pb2.MissReason.ValueType") -> str:

@@ -7,18 +7,14 @@ from typing import Any
 import grpc
 
 from router.auth import Authenticator, Principal
+from router.cache_control import why_not_looked_up, why_not_stored
 from router.model import ServedModel
 from router.pool import WorkerPool
 from router.settings import LimitSettings
 from router.ticket import Ticket
 from router.validation import check_tokenizable, validate
-from sidecache.key import is_repeatable, request_key
+from sidecache.key import request_key
 from sidecache.v1 import inference_pb2 as pb
-
-_LOOKS_UP = frozenset(
-    (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_DEFAULT, pb.CACHE_MODE_ONLY_IF_CACHED)
-)
-_STORES = frozenset((pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_DEFAULT, pb.CACHE_MODE_NO_CACHE))
 
 
 class Door:
@@ -56,8 +52,16 @@ class Door:
             ModelNotFound: nobody serves the model.
             InvalidRequest: a field is out of its range.
         """
+        return self.open_for(self.identify(context).tenant, request, context)
+
+    def open_for(
+        self, tenant: str, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Ticket:
+        """Let a generation in as this tenant's; raises as :meth:`open` does.
+
+        The tenant is one that :meth:`identify` gave, or that an admin named.
+        """
         opened_at = self._clock()
-        principal = self.identify(context)
         model = self._pool.model(request.model)
         request.model = model.name
         if not request.HasField("max_tokens"):
@@ -65,7 +69,7 @@ class Door:
         if not request.HasField("n"):
             request.n = 1
         validate(request, model, self._limits)
-        return self._write_ticket(request, context, principal, model, opened_at)
+        return self._write_ticket(request, context, tenant, model, opened_at)
 
     def open_tokenize(
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -81,24 +85,20 @@ class Door:
         self,
         request: pb.GenerateRequest,
         context: grpc.aio.ServicerContext[Any, Any],
-        principal: Principal,
+        tenant: str,
         model: ServedModel,
         opened_at: float,
     ) -> Ticket:
-        mode = request.cache.mode
-        cacheable = is_repeatable(request) or request.cache.allow_sampled
-        may_look_up = cacheable and mode in _LOOKS_UP
-        may_store = cacheable and mode in _STORES and not request.cache.no_store
+        may_look_up = not why_not_looked_up(request)
+        may_store = not why_not_stored(request)
         key = None
         if may_look_up or may_store:
-            key = request_key(
-                request, tenant=principal.tenant, model=model.name, revision=model.revision
-            )
+            key = request_key(request, tenant=tenant, model=model.name, revision=model.revision)
         remaining_s = context.time_remaining()
         limit_s = self._limits.max_request_s
         return Ticket(
             request_id=f"{self._instance}-{secrets.token_hex(8)}",
-            tenant=principal.tenant,
+            tenant=tenant,
             request=request,
             model=model,
             key=key,

@@ -18,6 +18,7 @@ from router.admin import AdminServicer
 from router.admission import Admission
 from router.auth import Insecure
 from router.cache_client import CacheClient, NoCache
+from router.cache_desk import CacheDesk
 from router.door import Door
 from router.policy import LeastLoaded
 from router.pool import WorkerPool
@@ -52,7 +53,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
     )
     door = Door(keys or Insecure(), pool, settings.limits, clock)
     async with AsyncExitStack() as stack:
-        cache = await stack.enter_async_context(_cache(settings, telemetry))
+        cache, desk = await stack.enter_async_context(_cache(settings, telemetry))
         for part in (pool, cache, keys):
             if part is not None:
                 name = type(part).__name__
@@ -62,6 +63,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             door,
             Admission(settings.admission, clock),
             cache,
+            desk,
             Relay(pool, settings.limits),
             pool,
             Accounts(telemetry, clock),
@@ -69,8 +71,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             settings.lookup.max_answer_bytes,
             clock,
         )
-        reachable_cache = cache if isinstance(cache, CacheClient) else None
-        admin = AdminServicer(door, pool, reachable_cache, clock)
+        admin = AdminServicer(door, pool, desk, clock)
 
         def register(server: grpc.aio.Server) -> None:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
@@ -78,11 +79,11 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
 
         async with open_server(settings.server, telemetry, register, services=SERVICES) as server:
             yield server
-        if reachable_cache is not None:
+        if isinstance(cache, CacheClient):
             # What finished streams left to store; bounded like any store call.
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.lookup.store_timeout_s):
-                    await reachable_cache.flush()
+                    await cache.flush()
 
 
 @asynccontextmanager
@@ -117,9 +118,12 @@ def _credentials(settings: RouterSettings) -> WatchedKeys | None:
 @asynccontextmanager
 async def _cache(
     settings: RouterSettings, telemetry: Telemetry
-) -> AsyncIterator[CacheClient | NoCache]:
+) -> AsyncIterator[tuple[CacheClient | NoCache, CacheDesk]]:
     if settings.cache is None:
-        yield NoCache()
+        yield NoCache(), CacheDesk(None, settings.lookup)
         return
     async with open_channel(settings.cache, telemetry, settings.channels) as channel:
-        yield CacheClient(channel, settings.lookup, time.monotonic)
+        yield (
+            CacheClient(channel, settings.lookup, time.monotonic),
+            CacheDesk(channel, settings.lookup),
+        )

@@ -8,6 +8,7 @@ import grpc
 from router.account import Accounts
 from router.admission import Admission
 from router.cache_client import Cache, Hit, Miss
+from router.cache_desk import CacheDesk
 from router.door import Door
 from router.pool import WorkerPool
 from router.relay import Relay
@@ -29,6 +30,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         door: Door,
         admission: Admission,
         cache: Cache,
+        desk: CacheDesk,
         relay: Relay,
         pool: WorkerPool,
         accounts: Accounts,
@@ -39,6 +41,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._door = door
         self._admission = admission
         self._cache = cache
+        self._desk = desk
         self._relay = relay
         self._pool = pool
         self._accounts = accounts
@@ -93,3 +96,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 return await worker.inference.Tokenize(request, timeout=context.time_remaining())
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from error
+
+    async def ReportWrongAnswer(
+        self, request: pb.ReportWrongAnswerRequest, context: Context
+    ) -> pb.ReportWrongAnswerResponse:
+        principal = self._door.identify(context)
+        await self._desk.report_wrong(principal.tenant, request.cache_entry_id)
+        return pb.ReportWrongAnswerResponse()

@@ -64,6 +64,8 @@ class LookupSettings(SettingsPart):
     """Their bytes together."""
     max_answer_bytes: Annotated[int, Field(ge=1)] = 1 << 20
     """A larger answer is not stored."""
+    operator_timeout_s: PositiveSeconds = 5.0
+    """Bound of a call that a person makes: feedback, explain, invalidate, statistics."""
     failures_to_open: Annotated[int, Field(ge=1)] = 5
     """Lookups failing in a row after which the sidecar is left alone."""
     open_s: PositiveSeconds = 1.0

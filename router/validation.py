@@ -6,10 +6,10 @@ nothing here repeats that.
 
 import json
 
+from router.cache_control import check_cache_control
 from router.model import ServedModel
 from router.settings import LimitSettings
 from sidecache.errors import InvalidRequest, ModelNotFound
-from sidecache.key import is_repeatable
 from sidecache.v1 import inference_pb2 as pb
 
 MAX_REPETITION_PENALTY = 10
@@ -45,7 +45,7 @@ def validate(request: pb.GenerateRequest, model: ServedModel, limits: LimitSetti
             name=request.adapter[: limits.max_name_bytes],
         )
     if request.HasField("cache"):
-        _check_cache(request, limits)
+        check_cache_control(request, limits)
 
 
 def check_tokenizable(request: pb.TokenizeRequest, limits: LimitSettings) -> None:
@@ -173,36 +173,6 @@ def _check_guided(guided: pb.GuidedDecoding, model: ServedModel) -> None:
         raise InvalidRequest(f"{model.name} has no guided decoding", field="guided")
     if grammar == "json_schema":
         _check_json(guided.json_schema, "guided.json_schema")
-
-
-def _check_cache(request: pb.GenerateRequest, limits: LimitSettings) -> None:
-    cache = request.cache
-    if cache.mode not in pb.CacheMode.values():
-        raise InvalidRequest(f"{cache.mode} is no CacheMode", field="cache.mode")
-    if (
-        cache.mode == pb.CACHE_MODE_ONLY_IF_CACHED
-        and not is_repeatable(request)
-        and not cache.allow_sampled
-    ):
-        raise InvalidRequest(
-            "an unseeded sampled request is never cached; set a seed or allow_sampled",
-            field="cache.mode",
-        )
-    if cache.HasField("min_similarity"):
-        _in_range(cache.min_similarity, 0, 1, "cache.min_similarity")
-    for name in ("max_age", "ttl"):
-        if cache.HasField(name) and getattr(cache, name).ToNanoseconds() < 0:
-            raise InvalidRequest("negative; may be 0 s or more", field=f"cache.{name}")
-    if len(cache.tags) > limits.max_tags:
-        raise InvalidRequest(
-            f"{len(cache.tags)} tags; at most {limits.max_tags}", field="cache.tags"
-        )
-    for field, value in (("namespace", cache.namespace), *(("tags", tag) for tag in cache.tags)):
-        if len(value.encode()) > limits.max_name_bytes:
-            raise InvalidRequest(
-                f"{len(value.encode())} bytes; at most {limits.max_name_bytes}",
-                field=f"cache.{field}",
-            )
 
 
 def _in_range(value: float, low: float, high: float, field: str) -> None:

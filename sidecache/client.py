@@ -242,6 +242,21 @@ class SidecacheClient:
         response = await self._call(stub, request, timeout_s)
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
+    async def report_wrong(
+        self, cache_entry_id: str, *, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> None:
+        """Take a stored answer that did not fit its prompt out of service, at once.
+
+        Args:
+            cache_entry_id: ``Completion.cache_entry_id`` or ``started.cache_entry_id``.
+            timeout_s: the deadline of the call.
+
+        Raises:
+            NotFound: you have no such answer (any more).
+        """
+        request = pb.ReportWrongAnswerRequest(cache_entry_id=cache_entry_id)
+        await self._call(self._open.inference.ReportWrongAnswer, request, timeout_s)
+
     async def workers(self, *, timeout_s: float = UNARY_TIMEOUT_S) -> list[admin_pb2.WorkerStatus]:
         """The router's workers and their state; needs a key with admin rights."""
         stub = self._open.admin.ListWorkers
@@ -262,6 +277,36 @@ class SidecacheClient:
         """The cache sidecar's figures, and whether it is reachable; needs admin rights."""
         stub = self._open.admin.GetCacheStats
         return await self._call(stub, admin_pb2.GetCacheStatsRequest(), timeout_s)
+
+    async def invalidate_cache(
+        self, request: admin_pb2.InvalidateCacheRequest, *, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> admin_pb2.InvalidateCacheResponse:
+        """Remove stored answers, or count them; needs a key with admin rights.
+
+        Raises:
+            InvalidRequest: no criterion, and not ``all``.
+        """
+        return await self._call(self._open.admin.InvalidateCache, request, timeout_s)
+
+    async def explain_cache(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        tenant: str = "",
+        timeout_s: float = UNARY_TIMEOUT_S,
+        **options: Unpack[GenerateOptions],
+    ) -> admin_pb2.ExplainCacheResponse:
+        """Why a request would hit or miss, without generating; needs admin rights.
+
+        Args:
+            prompt: and ``options``: as :meth:`generate` takes them.
+            tenant: who would ask; empty: your own tenant.
+            timeout_s: the deadline of the call.
+        """
+        request = admin_pb2.ExplainCacheRequest(
+            tenant=tenant, request=build_request(prompt, options)
+        )
+        return await self._call(self._open.admin.ExplainCache, request, timeout_s)
 
     @property
     def _open(self) -> "_Stubs":

@@ -21,35 +21,39 @@ MAX_CHARACTERS = 4096
 _MIN_WORDS = 4
 _MIN_CONTENT_WORDS = 2
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _END = r"\s*(?:$|[?.!,;:])"
 
-_FUNCTION_WORDS = frozenset(
-    "a an the of in on at to for from by with without about as into over under between and or but"
-    " nor so yet if then than because while when where why how what which who whom whose is are was"
-    " were be been being am do does did have has had will would shall should can could may might"
-    " must not no yes i me my we us our you your he him his she her it its they them their this that"
-    " these those there here one ones some any all both each every other another such same more most"
-    " less much many few very too also just only even please now again still it's what's that's i'm"
-    " don't doesn't didn't can't isn't".split()
-)
-# One of these at least stands in nearly every English sentence of four words.
-_ENGLISH = frozenset(
-    "the of what how are does with which who where when why can could should would my from about"
-    " an a and for is do i give tell your to write explain".split()
-)
+
+def _vocabulary(words: str) -> frozenset[str]:
+    return frozenset(words.split())
 
 
 def _phrase(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
+_FUNCTION_WORDS = _vocabulary(
+    "a an the of in on at to for from by with without about as into over under between and or but"
+    " nor so yet if then than because while when where why how what which who whom whose is are was"
+    " were be been being am do does did have has had will would shall should can could may might"
+    " must not no yes i me my we us our you your he him his she her it its they them their this"
+    " that these those there here one ones some any all both each every other another such same"
+    " more most less much many few very too also just only even please now again still it's what's"
+    " that's i'm don't doesn't didn't can't isn't"
+)
+# One of these at least stands in nearly every English sentence of four words.
+_ENGLISH = _vocabulary(
+    "the of what how are does with which who where when why can could should would my from about"
+    " an a and for is do i give tell your to write explain"
+)
+
 _OPENING = _phrase(
-    r"\W*(?:(?:and|but|or|so|then|also|plus|too|ok|okay|yes|yeah|no|nope|sure|thanks|thank you|great"
-    r"|good|nice|perfect|cool|hmm|wait|actually|instead|otherwise|alternatively|because|next|again"
-    r"|now|continue|go on|go ahead|keep going|what about|how about|what else|why not|how so|how come"
-    r"|in that case|if so|if not|still|besides|furthermore|moreover|however|therefore|except|rather"
-    r"|apart from|more|another|anything|something|nothing|everything|not|like|what if)\b"
+    r"\W*(?:(?:and|but|or|so|then|also|plus|too|ok|okay|yes|yeah|no|nope|sure|thanks|thank you"
+    r"|great|good|nice|perfect|cool|hmm|wait|actually|instead|otherwise|alternatively|because|next"
+    r"|again|now|continue|go on|go ahead|keep going|what about|how about|what else|why not|how so"
+    r"|how come|in that case|if so|if not|still|besides|furthermore|moreover|however|therefore"
+    r"|except|rather|apart from|more|another|anything|something|nothing|everything|not|what if)\b"
     # A preposition opens a whole question only where a comma closes what it opened.
     r"|(?:for|with|without|in|on|as|to|from|at|by|about|using)\b(?![^?.!]*,\s*\w))"
 )
@@ -74,7 +78,7 @@ _REFERENCE = _phrase(
     rf"|\b(?:that|which|another|other|each|any|an?\s+\w+)\s+ones?\b|\bone{_END}"
     r"|\b(?:else|again|instead|likewise|respectively|previously|aforementioned|as\s+well|same\s+\w+)\b"
     rf"|\b(?:too|so|there|here|of\s+(?:all|each|both)){_END}|\bdo\s+(?:so|the\s+opposite)\b"
-    r"|\byou(?:['’]ve|\s+have|\s+had|\s+just)?\s+(?:said|wrote|gave|given|listed|told|described"
+    r"|\byou(?:'ve|\s+have|\s+had|\s+just)?\s+(?:said|wrote|gave|given|listed|told|described"
     r"|suggested|provided|made|used|created|proposed|mentioned|written|outlined)\b"
     r"|\b(?:more|other|another|further|additional|different|similar)\s+(?:examples?|details?|ways?"
     r"|information|ideas?|options?|suggestions?|reasons?|alternatives?|times?)\b"
@@ -108,26 +112,26 @@ _EXPLETIVE = _phrase(
 )
 _ANTECEDENT = re.compile(
     r"\b(?i:an?|my|our|every|each|some|several|many|people|two|three|\d+)\s+\w{2,}"
-    r"|(?<=[\w,'’] )[A-Z]\w+|\b(?i:the)\s+(?:\w+\s+){1,3}(?i:of)\s+\w+"
+    r"|(?<=[\w,'] )[A-Z]\w+|\b(?i:the)\s+(?:\w+\s+){1,3}(?i:of)\s+\w+"
 )
 _DEMONSTRATIVE = _phrase(
     r"\b(?:this|these|those)\b(?!\s+(?:year|month|week|weekend|morning|afternoon|evening|summer"
     r"|winter|spring|autumn|century|decade|season)\b)"
     # "That" ends or opens a clause, or is what an order or a question is about; elsewhere it
     # joins a clause to a noun or a verb ("a book that explains", "I think that").
-    rf"|\bthat(?:['’]s)?{_END}|(?:^|[.?!]\s+)that\b|\b(?:is|was|does|did|do|about|like|for|with|of|to"
+    rf"|\bthat(?:'s)?{_END}|(?:^|[.?!]\s+)that\b|\b(?:is|was|does|did|do|about|like|for|with|of|to"
     r"|than|from|translate|explain|repeat|summari[sz]e|rewrite|rephrase|shorten|expand|convert|write"
     r"|put|change|make|describe|use|try|fix)\s+that\b(?!\s+(?:i|you|we|he|she|they|it)\b)"
 )
 # What "this" points to stands in the turn itself.
 _TEXT_FOLLOWS = re.compile(r":\s*\S+(?:\s+\S+){2}")
 _DEFINITE = _phrase(r"\bthe\s+")
-_TOLD_APART_BY = frozenset("of between that which who whose".split())
-_UNIQUE = frozenset(
+_TOLD_APART_BY = _vocabulary("of between that which who whose")
+_UNIQUE = _vocabulary(
     "sun moon earth world internet sky sea ocean us uk usa un eu weather time future past universe"
-    " web day night morning evening".split()
+    " web day night morning evening"
 )
-_SUPERLATIVES = frozenset("most least best worst only main".split())
+_SUPERLATIVES = _vocabulary("most least best worst only main")
 # How far behind "the" something must stand that tells its noun apart.
 _REACH = 5  # words
 _REACH_CHARACTERS = 80
@@ -142,7 +146,7 @@ def why_not_standalone(turn: str) -> str:
     """
     if len(turn) > MAX_CHARACTERS:
         return f"longer than {MAX_CHARACTERS} characters"
-    text = turn.strip()
+    text = turn.strip().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     return next(_reasons(text, _words(text)), "")
 
 
@@ -205,7 +209,7 @@ def _is_told_apart(words: list[str]) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return [match.group().lower().replace("’", "'") for match in _WORD.finditer(text)]
+    return [match.group().lower() for match in _WORD.finditer(text)]
 
 
 def _found(match: re.Match[str] | None, what: str) -> Iterator[str]:

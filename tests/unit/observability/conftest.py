@@ -55,6 +55,9 @@ class Service(rpc.InferenceServiceServicer):
     async def Tokenize(self, request: Any, context: Any) -> Any:
         raise Unsupported("the tests need no Tokenize")
 
+    async def ReportWrongAnswer(self, request: Any, context: Any) -> Any:
+        raise Unsupported("the tests need no ReportWrongAnswer")
+
 
 @dataclass
 class End:

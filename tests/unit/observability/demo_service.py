@@ -54,6 +54,9 @@ class Demo(rpc.InferenceServiceServicer):
     async def Tokenize(self, request: Any, context: Any) -> Any:
         raise Unsupported("the demo only generates")
 
+    async def ReportWrongAnswer(self, request: Any, context: Any) -> Any:
+        raise Unsupported("the demo only generates")
+
 
 @asynccontextmanager
 async def serve(settings: DemoSettings, telemetry: Telemetry) -> AsyncIterator[RunningServer]:

@@ -54,6 +54,11 @@ class ScriptedService(inference_pb2_grpc.InferenceServiceServicer):
         text = request.text or request.chat.messages[0].content
         return pb.TokenizeResponse(token_ids=list(text.encode()))
 
+    async def ReportWrongAnswer(
+        self, request: pb.ReportWrongAnswerRequest, _context: object
+    ) -> pb.ReportWrongAnswerResponse:
+        raise NotImplementedError
+
 
 @asynccontextmanager
 async def serving(service: ScriptedService) -> AsyncIterator[str]:
