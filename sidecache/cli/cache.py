@@ -1,4 +1,4 @@
-"""`sidecache cache`: what the cache sidecar holds and does."""
+"""`sidecache cache`: what the cache sidecar holds and does, why, and out with it."""
 
 import asyncio
 from typing import Annotated
@@ -7,6 +7,8 @@ import typer
 from google.protobuf import json_format
 from rich.table import Table
 
+from sidecache.cli.cache_explain import explain_prompt
+from sidecache.cli.cache_purge import purge
 from sidecache.cli.connection import (
     DEFAULT_ADDRESS,
     Address,
@@ -23,6 +25,8 @@ from sidecache.errors import SidecacheError, Unavailable
 from sidecache.v1 import admin_pb2, cache_pb2
 
 app = typer.Typer(help="The cache sidecar.", no_args_is_help=True)
+app.command("explain")(explain_prompt)
+app.command("purge")(purge)
 
 
 @app.callback()
