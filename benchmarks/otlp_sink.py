@@ -21,14 +21,19 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 _MAX_SPANS = 100_000
+_MAX_METRICS_BYTES = 16 << 20
 
 
 @dataclass
 class Received:
-    """What came in, by the service that sent it; at most 100,000 spans are kept."""
+    """What came in, by the service that sent it; at most 100,000 spans and 16 MiB of metrics.
+
+    ``metrics`` holds the serialized exports, one after the other.
+    """
 
     spans: list[tuple[str, trace_pb2.Span]] = field(default_factory=list)
     metric_exports: int = 0
+    metrics: bytearray = field(default_factory=bytearray)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -53,6 +58,8 @@ class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
 
     async def Export(self, request: Any, context: Any) -> Any:
         self._received.metric_exports += 1
+        if len(self._received.metrics) < _MAX_METRICS_BYTES:
+            self._received.metrics += request.SerializeToString()
         self._received.changed.set()
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
