@@ -112,8 +112,15 @@ def _outcome(response: admin_pb2.ExplainCacheResponse) -> Text:
             (f"{_TIERS.get(hit.tier, 'unknown')} hit", "bold green"),
             f" on {hit.entry_id}, stored {age_s:,.0f} s ago",
         )
-    why = _MISSES.get(outcome.miss.reason, "for a reason this version does not know")
-    return Text.assemble(("miss", "bold yellow"), f": {why}")
+    return Text.assemble(("miss", "bold yellow"), f": {_why_missed(outcome.miss.reason)}")
+
+
+def _why_missed(reason: "cache_pb2.MissReason.ValueType") -> str:
+    if reason in _MISSES:
+        return _MISSES[reason]
+    # An open enum: a newer router may send a number that has no name here.
+    known = reason in cache_pb2.MissReason.values()
+    return cache_pb2.MissReason.Name(reason) if known else f"reason {reason}"
 
 
 def _neighbours(explained: cache_pb2.ExplainResponse) -> Table:

@@ -39,7 +39,7 @@ GOOD = {
     "ExplainCache": admin_pb2.ExplainCacheRequest(request=_ASKED).SerializeToString(),
 }
 _EXAMPLES = settings(
-    max_examples=400,
+    max_examples=250,
     deadline=None,
     # What a failing message is matters more than the smallest one.
     phases=[Phase.generate],
