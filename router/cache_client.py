@@ -86,15 +86,17 @@ class CacheClient:
     async def lookup(self, ticket: Ticket) -> Hit | Miss:
         if ticket.key is None or not ticket.may_look_up:
             return Miss("not_asked")
-        if not self._breaker.admit():
-            return Miss("open")
         limit_s = self._settings.lookup_timeout_s
+        hurried = ticket.timeout_s < limit_s
+        # A probe takes its full time, or it would find out nothing.
+        if (hurried and self._breaker.is_open) or not self._breaker.admit():
+            return Miss("open")
         try:
             answer = await self._stub.Lookup(
                 lookup_request(ticket), timeout=min(limit_s, ticket.timeout_s)
             )
         except grpc.aio.AioRpcError as error:
-            if _speaks_of_the_sidecar(error, hurried=ticket.timeout_s < limit_s):
+            if _speaks_of_the_sidecar(error, hurried=hurried):
                 self._breaker.failed()
             return Miss(error.code().name.lower())
         self._breaker.succeeded()
