@@ -3,23 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from observability.settings import ServerSettings, TelemetrySettings
+from observability.settings import (
+    PositiveSeconds,
+    Seconds,
+    ServerSettings,
+    SettingsPart,
+    TelemetrySettings,
+)
 
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class _Part(BaseModel):
-    """Frozen, and a misspelt key is refused rather than ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class ScriptedSettings(_Part):
+class ScriptedSettings(SettingsPart):
     """Pace and faults of the scripted engine."""
 
     ttft_s: Seconds = 0.0
@@ -38,7 +36,7 @@ class ScriptedSettings(_Part):
     """The engine hangs as soon as a stream has this many tokens."""
 
 
-class OpenVinoSettings(_Part):
+class OpenVinoSettings(SettingsPart):
     """The OpenVINO GenAI engine on this machine's CPU."""
 
     cache_gib: Count = 1

@@ -69,6 +69,7 @@ class SpanQueue(SpanProcessor):
         self._waiting: deque[ReadableSpan] = deque()
         self._lock = threading.Lock()
         self._dropped = 0
+        self._in_flight = 0
         self._wake = threading.Event()
         self._closing = False
         self._abandoned = False
@@ -104,6 +105,7 @@ class SpanQueue(SpanProcessor):
         self._exporter.shutdown()
         self._thread.join(max(0.0, deadline - monotonic()))
         self._drop(len(self._take(self._max_spans)))
+        self._settle(ok=False)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Export soon; does not wait."""
@@ -119,9 +121,9 @@ class SpanQueue(SpanProcessor):
 
     def _export_waiting(self) -> None:
         while not self._abandoned and (batch := self._take(MAX_BATCH)):
+            self._in_flight = len(batch)
             ok = self._export(batch)
-            if not ok:
-                self._drop(len(batch))
+            self._settle(ok=ok)
             if not self._abandoned:
                 self._state.report(ok=ok)
 
@@ -135,6 +137,13 @@ class SpanQueue(SpanProcessor):
     def _take(self, most: int) -> list[ReadableSpan]:
         with self._lock:
             return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def _settle(self, *, ok: bool) -> None:
+        """Count the batch in flight, once: here when it ended, or when close gave it up."""
+        with self._lock:
+            if not ok:
+                self._dropped += self._in_flight
+            self._in_flight = 0
 
     def _drop(self, count: int) -> None:
         with self._lock:

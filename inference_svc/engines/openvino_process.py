@@ -29,6 +29,7 @@ import openvino as ov  # noqa: E402 - after the line above
 import openvino_genai as genai  # noqa: E402
 
 _READ_BYTES = 1 << 16
+_WARM_UP_PROMPT_TOKENS = 64
 _WARM_UP_TOKENS = 4
 # By default a token depends on what else is in its batch: activations are
 # quantized to int8 in groups, products rounded to bf16, the KV cache to 8 bits.
@@ -94,9 +95,14 @@ class Batch:
         return self._must_clear or bool(self._handles)
 
     def warm_up(self) -> None:
-        """Generate a little, so that the first request finds compiled kernels."""
+        """Generate a little, so that the first request finds compiled kernels.
+
+        A prompt of a few tokens is not enough: kernels are chosen by the number of
+        tokens in a step, and the first longer prefill would take a second or more.
+        """
+        prompt = list(range(_WARM_UP_PROMPT_TOKENS))
         handle = self._pipeline.add_request(
-            0, _tensor([0, 1]), _generation_config({"max_new_tokens": _WARM_UP_TOKENS})
+            0, _tensor(prompt), _generation_config({"max_new_tokens": _WARM_UP_TOKENS})
         )
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()

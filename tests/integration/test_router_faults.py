@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from inference_svc.engines.scripted import prompt_seed, scripted_token
@@ -26,6 +25,7 @@ from sidecache.errors import (
 from sidecache.stream_events import kind_of
 from sidecache.v1 import cache_pb2_grpc
 from sidecache.v1 import inference_pb2 as pb
+from tests.fixtures.bare_cache import bare_cache
 from tests.fixtures.stack import Stack, Worker, cache_sidecar, scripted_stack
 
 BYPASS = CacheControl(mode=pb.CACHE_MODE_BYPASS)
@@ -186,21 +186,10 @@ class HungCache(cache_pb2_grpc.CacheServiceServicer):
     Store = Invalidate = Feedback = SetWorkers = GetStats = Explain = _hang
 
 
-@contextlib.asynccontextmanager
-async def hung_cache() -> AsyncIterator[tuple[str, HungCache]]:
-    server, servicer = grpc.aio.server(), HungCache()
-    cache_pb2_grpc.add_CacheServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}", servicer
-    finally:
-        await server.stop(None)
-
-
 async def test_a_hung_sidecar_costs_the_deadline_and_soon_nothing(tmp_path: Path) -> None:
     """Every answer comes; after failures in a row the sidecar is not asked any more."""
-    async with hung_cache() as (address, servicer):
+    servicer = HungCache()
+    async with bare_cache(servicer) as address:
         settings = {
             "cache": address,
             "lookup": {"lookup_timeout_s": 0.05, "failures_to_open": 3, "open_s": 60.0},

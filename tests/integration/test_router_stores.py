@@ -1,15 +1,12 @@
 """Storing answers in the background: batched, bounded, and never in a stream's way."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from sidecache.client import Source
 from sidecache.v1 import cache_pb2, cache_pb2_grpc
+from tests.fixtures.bare_cache import bare_cache
 from tests.fixtures.stack import scripted_stack
 
 
@@ -36,21 +33,10 @@ class GatedCache(cache_pb2_grpc.CacheServiceServicer):
     Invalidate = Feedback = SetWorkers = GetStats = Explain = _unused
 
 
-@contextlib.asynccontextmanager
-async def gated_cache() -> AsyncIterator[tuple[str, GatedCache]]:
-    server, servicer = grpc.aio.server(), GatedCache()
-    cache_pb2_grpc.add_CacheServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}", servicer
-    finally:
-        await server.stop(None)
-
-
 async def test_answers_that_wait_share_a_call_and_the_rest_is_dropped(tmp_path: Path) -> None:
     """A slow sidecar holds up no stream; the queue is bounded, and emptied in batches."""
-    async with gated_cache() as (address, sidecar):
+    sidecar = GatedCache()
+    async with bare_cache(sidecar) as address:
         settings = {
             "cache": address,
             "lookup": {"max_pending_stores": 8, "store_timeout_s": 30.0},

@@ -2,7 +2,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 from typing import Any
@@ -17,8 +17,11 @@ from opentelemetry.proto.collector.metrics.v1 import (
 )
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as trace_rpc
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from observability import export, names
+from observability.export import MAX_BATCH, CollectorState, SpanQueue
 from observability.settings import TelemetrySettings
 from observability.telemetry import Telemetry
 from sidecache.errors import SetupError
@@ -191,3 +194,35 @@ def test_an_endpoint_must_be_a_url(endpoint: str) -> None:
     """An endpoint that could not work is refused at the start, by name."""
     with pytest.raises(SetupError, match="give a URL such as"):
         start(endpoint)
+
+
+class StuckExporter(SpanExporter):
+    """Takes a batch and lets go of it only when told to, whatever shutdown says."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.release = threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.entered.set()
+        self.release.wait(30)
+        return SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        pass
+
+
+def test_a_batch_that_close_gave_up_is_counted_once() -> None:
+    """Spans in flight when the time is up are dropped, and not again when the export ends."""
+    exporter = StuckExporter()
+    queue = SpanQueue(exporter, CollectorState("http://nowhere", "spans"))
+    provider = TracerProvider()
+    provider.add_span_processor(queue)
+    for number in range(MAX_BATCH):
+        provider.get_tracer("test").start_span(f"span {number}").end()
+    assert exporter.entered.wait(10)
+    queue.close(0.05)
+    assert queue.dropped == MAX_BATCH
+    exporter.release.set()
+    queue._thread.join(10)
+    assert queue.dropped == MAX_BATCH
