@@ -303,10 +303,19 @@ class SidecacheClient:
             tenant: who would ask; empty: your own tenant.
             timeout_s: the deadline of the call.
         """
-        request = admin_pb2.ExplainCacheRequest(
-            tenant=tenant, request=build_request(prompt, options)
-        )
-        return await self._call(self._open.admin.ExplainCache, request, timeout_s)
+        request = build_request(prompt, options)
+        return await self.explain_cache_request(request, tenant=tenant, timeout_s=timeout_s)
+
+    async def explain_cache_request(
+        self,
+        request: pb.GenerateRequest,
+        *,
+        tenant: str = "",
+        timeout_s: float = UNARY_TIMEOUT_S,
+    ) -> admin_pb2.ExplainCacheResponse:
+        """As :meth:`explain_cache`, for a request you built yourself."""
+        asked = admin_pb2.ExplainCacheRequest(tenant=tenant, request=request)
+        return await self._call(self._open.admin.ExplainCache, asked, timeout_s)
 
     @property
     def _open(self) -> "_Stubs":

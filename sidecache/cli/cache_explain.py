@@ -1,6 +1,7 @@
 """`sidecache cache explain`: why a prompt hits or misses."""
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,9 +22,10 @@ from sidecache.cli.connection import (
 )
 from sidecache.cli.console import harmless, out
 from sidecache.client import CacheControl, ChatMessage, SidecacheClient
-from sidecache.errors import SidecacheError
-from sidecache.generate_request import GenerateOptions
+from sidecache.errors import InvalidRequest, SidecacheError
+from sidecache.generate_request import GenerateOptions, build_request
 from sidecache.v1 import admin_pb2, cache_pb2
+from sidecache.v1 import inference_pb2 as pb
 
 _TIERS = {cache_pb2.TIER_EXACT: "exact", cache_pb2.TIER_SEMANTIC: "semantic"}
 _MISSES = {
@@ -38,7 +40,15 @@ _DIGITS = 12
 
 
 def explain_prompt(
-    prompt: Annotated[str, typer.Argument(help="The last user turn.")],
+    prompt: Annotated[str, typer.Argument(help="The user's turn.")] = "",
+    request_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--request",
+            help="A whole GenerateRequest as JSON, instead of a prompt and what goes with it: "
+            "for histories and tools.",
+        ),
+    ] = None,
     tenant: Annotated[str, typer.Option(help="Who would ask; without it, your own tenant.")] = "",
     model: Annotated[str, typer.Option(help="Without it, the router's default.")] = "",
     system: Annotated[str, typer.Option(help="The system prompt.")] = "",
@@ -63,17 +73,23 @@ def explain_prompt(
     client = make_client(
         address, api_key=api_key, api_key_file=api_key_file, ca_file=ca_file, plaintext=plaintext
     )
-    messages = [ChatMessage(role="user", content=prompt)]
-    if system:
-        messages.insert(0, ChatMessage(role="system", content=system))
-    options = GenerateOptions(
-        model=model,
-        temperature=temperature,
-        cache=_control(namespace, min_similarity, max_age_s),
-    )
-    if max_tokens is not None:
-        options["max_tokens"] = max_tokens
-    response = asyncio.run(_fetch(client, messages, tenant, options))
+    if bool(prompt) == (request_file is not None):
+        raise InvalidRequest("give a prompt, or a whole request with --request")
+    if request_file is not None:
+        request = _read_request(request_file)
+    else:
+        messages = [ChatMessage(role="user", content=prompt)]
+        if system:
+            messages.insert(0, ChatMessage(role="system", content=system))
+        options = GenerateOptions(
+            model=model,
+            temperature=temperature,
+            cache=_control(namespace, min_similarity, max_age_s),
+        )
+        if max_tokens is not None:
+            options["max_tokens"] = max_tokens
+        request = build_request(messages, options)
+    response = asyncio.run(_fetch(client, request, tenant))
     if as_json:
         print(json_format.MessageToJson(response, always_print_fields_with_no_presence=True))
     else:
@@ -147,11 +163,20 @@ def _control(namespace: str, min_similarity: float | None, max_age_s: float | No
     return control
 
 
+def _read_request(path: Path) -> pb.GenerateRequest:
+    try:
+        return json_format.Parse(path.read_text(), pb.GenerateRequest())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"cannot read {path}: {error}", field="request") from error
+    except json_format.ParseError as error:
+        raise InvalidRequest(f"{path} is no GenerateRequest: {error}", field="request") from error
+
+
 async def _fetch(
-    client: SidecacheClient, messages: list[ChatMessage], tenant: str, options: GenerateOptions
+    client: SidecacheClient, request: pb.GenerateRequest, tenant: str
 ) -> admin_pb2.ExplainCacheResponse:
     try:
         async with client:
-            return await client.explain_cache(messages, tenant=tenant, **options)
+            return await client.explain_cache_request(request, tenant=tenant)
     except SidecacheError as error:
         raise explain(error, client.address) from error

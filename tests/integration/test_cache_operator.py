@@ -188,6 +188,23 @@ async def test_the_commands(stack: Stack) -> None:
     assert json.loads(stats)["stats"]["entries"] == "1"
 
 
+async def test_explain_reads_a_whole_request(stack: Stack, tmp_path: Path) -> None:
+    """A conversation comes as JSON; what is no request is named in one line."""
+    request, bad = tmp_path / "request.json", tmp_path / "bad.json"
+    turns = [("user", "Aspirin?"), ("assistant", "500 mg."), ("user", "And for children?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    request.write_text(json.dumps({"chat": {"messages": messages}}))
+    bad.write_text('{"chat": 7}')
+    (code, said, _), (wrong, _, complaint), (both, _, _) = await asyncio.gather(
+        command(stack, "explain", "--request", str(request)),
+        command(stack, "explain", "--request", str(bad)),
+        command(stack, "explain", "hello", "--request", str(request)),
+    )
+    assert (code, wrong, both) == (0, 2, 2)
+    assert "the last turn leans on those before it: too few words" in said
+    assert "is no GenerateRequest" in complaint
+
+
 async def test_purge_asks_first(stack: Stack) -> None:
     """Without a terminal it needs --yes; at one it says how many will go, and takes no for no."""
     for n in range(2):
