@@ -105,6 +105,8 @@ class GrowingIndex:
         builder: where rebuilds run.
         policy: when they do.
         start: what to start from, say a snapshot; None: empty.
+        on_built: given every new index with lists before it is used, on the builder's
+            thread; say, to save a snapshot. An OSError of it is logged and costs nothing.
     """
 
     __slots__ = (
@@ -113,6 +115,7 @@ class GrowingIndex:
         "_changing",
         "_frozen",
         "_main",
+        "_on_built",
         "_policy",
         "_removed",
         "_side",
@@ -126,10 +129,12 @@ class GrowingIndex:
         policy: RebuildPolicy,
         *,
         start: IvfIndex | None = None,
+        on_built: Callable[[IvfIndex], None] | None = None,
     ) -> None:
         self.dimension = dimension
         self._builder = builder
         self._policy = policy
+        self._on_built = on_built
         self._changing = Lock()
         self._main: FaissIndex | IvfIndex = FaissIndex(dimension) if start is None else start
         # A rebuild reads the main index: nothing may be added to it until the swap.
@@ -217,13 +222,23 @@ class GrowingIndex:
     def _built(self) -> FaissIndex | IvfIndex:
         main = self._main
         if len(main) >= self._policy.least_inverted:
-            return IvfIndex.build(self.dimension, main, check_stop=self._builder.check_stop)
+            lists = IvfIndex.build(self.dimension, main, check_stop=self._builder.check_stop)
+            self._tell(lists)
+            return lists
         flat = FaissIndex(self.dimension)
         for batch in main.batches():
             self._builder.check_stop()
             for entry_id, vector in zip(batch.ids.tolist(), batch.vectors, strict=True):
                 flat.add(entry_id, vector)
         return flat
+
+    def _tell(self, built: IvfIndex) -> None:
+        if self._on_built is None:
+            return
+        try:
+            self._on_built(built)
+        except OSError as error:
+            _log.warning("a new index of %d vectors was not saved: %s", len(built), error)
 
     def _bounds_after_failure(self) -> tuple[float, float]:
         """Another try only once the scope has changed by another factor."""

@@ -11,6 +11,7 @@ the time, of float32 (docs/decisions/0010-large-scopes.md has the table).
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import faiss
@@ -113,10 +114,16 @@ class IvfIndex:
     def __contains__(self, entry_id: int) -> bool:
         return entry_id in self._ids
 
-    @property
-    def faiss_index(self) -> Any:
-        """The FAISS index itself, for a snapshot; hold :meth:`unchanging` meanwhile."""
-        return self._ivf
+    def ids(self) -> set[int]:
+        """A copy of the ids in the index."""
+        with self._lock.reading():
+            return set(self._ids)
+
+    @contextmanager
+    def unchanging(self) -> Iterator[Any]:
+        """The FAISS index itself, while searches go on and changes wait."""
+        with self._lock.reading():
+            yield self._ivf
 
     def add(self, entry_id: int, vector: Vector) -> None:
         row = check_vector(vector, self.dimension)
