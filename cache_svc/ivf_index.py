@@ -280,12 +280,19 @@ def _searching(lists: int) -> Any:
     return parameters
 
 
-def displaced(vectors: Matrix, directions: Matrix, cosine: float) -> Matrix:
-    """Each vector turned towards its direction until its cosine to the original is ``cosine``."""
+def displaced(vectors: Matrix, directions: Matrix, cosines: float | Matrix) -> Matrix:
+    """Each vector turned towards its direction until it has this cosine to itself as it was.
+
+    Args:
+        vectors: unit norm by row, shape (n, dim).
+        directions: of any length, shape (n, dim).
+        cosines: one for all, or shape (n, 1).
+    """
     along = np.sum(vectors * directions, axis=1, keepdims=True)
     aside = directions - along * vectors
     norms = np.linalg.norm(aside, axis=1, keepdims=True)
     aside = np.divide(aside, norms, out=np.zeros_like(aside), where=norms > 0)
-    turned: Matrix = (cosine * vectors + math.sqrt(1 - cosine**2) * aside).astype(np.float32)
+    turned = cosines * vectors + np.sqrt(1 - np.square(cosines)) * aside
     turned /= np.linalg.norm(turned, axis=1, keepdims=True)
-    return turned
+    unit: Matrix = turned.astype(np.float32)
+    return unit
