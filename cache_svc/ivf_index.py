@@ -39,11 +39,10 @@ _TRAINING_ROWS_PER_LIST = 40
 _TRAINING_ROUNDS = 6
 # Recall@1 that the number of lists searched is chosen for. The measurement is of
 # _QUERIES queries, so the target lies above the .99 that is promised.
-_TARGET_RECALL = 0.997
+_TARGET_RECALL = 0.995
 _QUERIES = 512
-# Cosine of those queries to the vector they are displaced from: the low end of
-# where paraphrases lie.
-_QUERY_COSINE = 0.85
+# Cosines of those queries to the vectors they are displaced from: where paraphrases lie.
+_QUERY_COSINES = (0.85, 0.97)
 _LEAST_LISTS_SEARCHED = 8
 
 
@@ -252,7 +251,8 @@ class _RecallMeasure:
     def __init__(self, vectors: Matrix, random: np.random.Generator) -> None:
         directions = random.standard_normal(vectors.shape).astype(np.float32)
         directions[::2] = vectors[random.permutation(len(vectors))][::2]
-        self._queries = displaced(vectors, directions, _QUERY_COSINE)
+        cosines = random.uniform(*_QUERY_COSINES, size=(len(vectors), 1))
+        self._queries = displaced(vectors, directions, cosines.astype(np.float32))
         self._nearest = np.full(len(vectors), -1, np.int64)
         self._scores = np.full(len(vectors), -2.0, np.float32)
 
@@ -264,13 +264,13 @@ class _RecallMeasure:
         self._nearest[nearer] = batch.ids[rows[nearer, 0]]
 
     def lists_needed(self, ivf: Any) -> int:
-        """The fewest lists, doubling, that reach the target; all of them if none does."""
+        """The fewest lists, in steps, that reach the target; all of them if none does."""
         searched: int = min(_LEAST_LISTS_SEARCHED, ivf.nlist)
         while searched < ivf.nlist:
             _, found = ivf.search(self._queries, 1, params=_searching(searched))
             if np.mean(found[:, 0] == self._nearest) >= _TARGET_RECALL:
                 break
-            searched = min(2 * searched, ivf.nlist)
+            searched = min(searched * 3 // 2, ivf.nlist)
         return searched
 
 
