@@ -9,8 +9,6 @@ index is whole it takes the old one's place, and the side's vectors move into it
 
 import heapq
 import logging
-import os
-import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +26,6 @@ _log = logging.getLogger(__name__)
 # pause between two such locks.
 _MOVED_ROWS = 8
 _BREATH_S = 0.0005
-_NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class RebuildPolicy:
             large, or as small, as when they were learnt; over 1.
     """
 
-    flat_rows: int = 20_000
+    flat_rows: int = 5000
     factor: float = 2.0
 
     @property
@@ -62,9 +59,9 @@ class Builder:
     """The one thread that indexes are rebuilt on, shared by all scopes of a sidecar."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(
-            1, thread_name_prefix="index-build", initializer=_give_way
-        )
+        # Of the same priority as searches: where cores are scarce, a thread of lower
+        # priority is suspended while it holds what searches wait for.
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="index-build")
         self._stopping = Event()
 
     def __enter__(self) -> Self:
@@ -270,8 +267,3 @@ class GrowingIndex:
             if entry_id in side:  # else it was removed since the batch was copied
                 self._main.add(entry_id, vector)
         side.remove(ids)
-
-
-def _give_way() -> None:
-    """Let searches have the cores first: on Linux a thread has a niceness of its own."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

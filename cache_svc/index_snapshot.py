@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import faiss
-import numpy as np
 
 from cache_svc.ivf_index import HASHTABLE, IvfIndex
 from cache_svc.vector_index import CorruptIndex, VectorRefused, check_vector
@@ -248,13 +247,12 @@ def _checked(ivf: Any, manifest: _Manifest) -> IvfIndex:
 _HALF = faiss.ScalarQuantizer.QT_fp16
 
 
-def _ids(ivf: Any) -> list[int]:
+def _ids(ivf: Any) -> set[int]:
     """The ids of all lists."""
     lists = ivf.invlists
     sized = [(number, lists.list_size(number)) for number in range(ivf.nlist)]
     parts = [faiss.rev_swig_ptr(lists.get_ids(n), size) for n, size in sized if size]
-    ids: list[int] = np.concatenate(parts).tolist() if parts else []
-    return ids
+    return {entry_id for part in parts for entry_id in part.tolist()}
 
 
 def _probe(index: IvfIndex) -> None:

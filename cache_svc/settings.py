@@ -45,7 +45,7 @@ class SemanticSettings(BaseModel):
     """Vectors of recent prompts that are kept, so that storing an answer is free."""
     inline_rows: Annotated[int, Field(ge=0)] = 2048
     """Scopes with up to so many vectors are searched without changing the thread."""
-    flat_rows: Annotated[int, Field(ge=64)] = 20_000
+    flat_rows: Annotated[int, Field(ge=64)] = 5000
     """Scopes beyond so many vectors are searched through inverted lists, built in the
     background."""
     rebuild_factor: Annotated[float, Field(gt=1, le=16)] = 2.0
