@@ -10,7 +10,7 @@ index is whole it takes the old one's place, and the side's vectors move into it
 import heapq
 import logging
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event, Lock
 from typing import Self
@@ -78,7 +78,7 @@ class Builder:
         Raises:
             RuntimeError: the builder was closed.
         """
-        self._executor.submit(build)
+        self._executor.submit(build).add_done_callback(_tell_failure)
 
     def check_stop(self) -> None:
         """End a build whose process is ending.
@@ -267,3 +267,9 @@ class GrowingIndex:
             if entry_id in side:  # else it was removed since the batch was copied
                 self._main.add(entry_id, vector)
         side.remove(ids)
+
+
+def _tell_failure(build: Future[None]) -> None:
+    """A defect of ours must not end in silence; the index serves on, side and all."""
+    if not build.cancelled() and (error := build.exception()) is not None:
+        _log.error("a rebuild ended in an unexpected way", exc_info=error)

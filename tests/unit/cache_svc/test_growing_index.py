@@ -225,3 +225,15 @@ def test_a_closing_process_stops_its_build() -> None:
         IvfIndex.build(DIMENSION, flat, check_stop=builder.check_stop)
     filled(index, vectors[:300])
     assert index.search(vectors[299], 1)[0].id == 299
+
+
+def test_unexpected_end_of_a_build_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A build that dies of a defect leaves a log line with its cause."""
+
+    def defect() -> None:
+        raise ZeroDivisionError
+
+    with Builder() as builder:
+        builder.submit(defect)
+    assert "unexpected way" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
