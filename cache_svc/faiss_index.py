@@ -6,7 +6,7 @@ results come back as id -1, and damaged memory comes back as a score.
 """
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from threading import Lock
 
 import faiss
@@ -15,6 +15,7 @@ import numpy as np
 from cache_svc.entry import DuplicateId
 from cache_svc.rw_lock import ReadersWriterLock
 from cache_svc.vector_index import (
+    Batch,
     Neighbor,
     Vector,
     check_id,
@@ -62,7 +63,7 @@ class FaissSegment:
         with self._lock.reading():
             if not self._ids:
                 return []
-            _use_one_thread()
+            use_one_thread()
             scores, ids = self._index.search(row, min(k, len(self._ids)))
         return checked_neighbors(ids[0], scores[0])
 
@@ -76,6 +77,15 @@ class FaissSegment:
                 if self._peak > _MAX_SLACK * len(self._ids):
                     self._compact()
             return len(known)
+
+    def batches(self) -> Iterator[Batch]:
+        """All rows, copied under the lock, as one batch; none when there are none."""
+        with self._lock.reading():
+            if not self._ids:
+                return
+            ids = faiss.vector_to_array(self._index.id_map)
+            vectors = self._index.index.reconstruct_n(0, self._index.ntotal)
+        yield Batch(ids, vectors)
 
     def _compact(self) -> None:
         """Copy what is left into an index of its own size."""
@@ -145,12 +155,17 @@ class FaissIndex:
                 self._segments = tuple(s for s in self._segments if len(s))
             return removed
 
+    def batches(self) -> Iterator[Batch]:
+        """Every vector, a segment at a time."""
+        for segment in self._segments:
+            yield from segment.batches()
+
     def _segment_with_room(self) -> FaissSegment | None:
         """The first segment that is not full: holes left by evictions fill up again."""
         return next((s for s in self._segments if len(s) < self._segment_rows), None)
 
 
-def _use_one_thread() -> None:
+def use_one_thread() -> None:
     """Keep OpenMP out of this thread's search.
 
     OpenMP's setting belongs to the thread that makes it, so every search makes it

@@ -1,8 +1,9 @@
 """The index of a small scope: a matrix, and nothing else.
 
 Most scopes hold one or two answers, since the history of a conversation is part
-of its scope. A FAISS index costs 3 KB before its first vector, so a small scope
-is a numpy matrix that is copied on every change.
+of its scope, and most tenants some hundreds. A FAISS index costs 3 KB before its
+first vector and doubles its memory as it grows, so a small scope is a numpy matrix
+with little room to spare.
 """
 
 from collections.abc import Collection, Iterator
@@ -21,25 +22,33 @@ from cache_svc.vector_index import (
     checked_neighbors,
 )
 
+# A matrix that grows gets this part of its rows to spare: an eighth.
+_SPARE = 8
+
 
 class _Rows(NamedTuple):
-    """One state of the index; never changed, only replaced."""
+    """One state of the index; never changed, only replaced.
+
+    ``vectors`` may be the beginning of a larger matrix. A later state writes the
+    rows behind it, which this one does not show.
+    """
 
     ids: tuple[int, ...]
     vectors: Matrix
 
 
 class PlainIndex:
-    """A VectorIndex for some dozens of vectors; every change costs a copy of them all."""
+    """A VectorIndex for some hundreds of vectors; every removal costs a copy of them all."""
 
-    __slots__ = ("_rows", "dimension")
+    __slots__ = ("_room", "_rows", "dimension")
 
     # Shared by all: a change takes microseconds, a lock for each would cost more.
     _changing = Lock()
 
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension
-        self._rows = _Rows((), np.empty((0, dimension), np.float32))
+        self._room: Matrix = np.empty((0, dimension), np.float32)
+        self._rows = _Rows((), self._room)
 
     def __len__(self) -> int:
         return len(self._rows.ids)
@@ -59,7 +68,12 @@ class PlainIndex:
             ids, vectors = self._rows
             if entry_id in ids:
                 raise DuplicateId(f"id {entry_id} is in the index already")
-            self._rows = _Rows((*ids, entry_id), np.concatenate((vectors, row)))
+            taken = len(ids)
+            if taken == len(self._room):
+                self._room = np.empty((taken + 1 + taken // _SPARE, self.dimension), np.float32)
+                self._room[:taken] = vectors
+            self._room[taken] = row[0]
+            self._rows = _Rows((*ids, entry_id), self._room[: taken + 1])
 
     def search(self, vector: Vector, k: int) -> list[Neighbor]:
         row = check_vector(vector, self.dimension)
@@ -76,5 +90,7 @@ class PlainIndex:
             ids, vectors = self._rows
             kept = [row for row, entry_id in enumerate(ids) if entry_id not in entry_ids]
             if len(kept) < len(ids):
-                self._rows = _Rows(tuple(ids[row] for row in kept), vectors[kept])
+                # A matrix of its own: rows of the old one may still be searched.
+                self._room = vectors[kept]
+                self._rows = _Rows(tuple(ids[row] for row in kept), self._room)
             return len(ids) - len(kept)

@@ -14,7 +14,7 @@ from cache_svc.plain_index import PlainIndex
 from cache_svc.vector_index import Neighbor, Vector, VectorIndex
 
 # Up to so many vectors a matrix is smaller and quicker than FAISS.
-PLAIN_ROWS = 32
+PLAIN_ROWS = 128
 
 
 class ScopedIndex:

@@ -13,7 +13,7 @@ from cache_svc.embedder import Embedder
 from cache_svc.embedders.onnx import OnnxEmbedder
 from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
 from cache_svc.embedding_queue import EmbeddingQueue
-from cache_svc.faiss_index import FaissIndex
+from cache_svc.growing_index import Builder, GrowingIndex, RebuildPolicy
 from cache_svc.intake import Intake, IntakeLimits
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
@@ -47,10 +47,11 @@ async def serve(
     async with AsyncExitStack() as stack:
         threads = settings.semantic.search_threads
         executor = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="search"))
+        builder = stack.enter_context(Builder())
         queue = None
         if settings.semantic.enabled:
             queue = await stack.enter_async_context(_open_queue(settings.semantic))
-        service, store = _assemble(settings, telemetry, queue, executor, clock)
+        service, store = _assemble(settings, telemetry, queue, executor, builder, clock)
         sweep = _sweep(store, settings.sweep_interval_s)
         await stack.enter_async_context(owned_task(sweep, "expiry sweep"))
 
@@ -67,13 +68,15 @@ def _assemble(
     telemetry: Telemetry,
     queue: EmbeddingQueue | None,
     executor: Executor,
+    builder: Builder,
     clock: Clock,
 ) -> tuple[CacheService, AnswerStore]:
     """Wire the parts; ``queue`` is None where the semantic tier is off."""
     dimension = 0 if queue is None else queue.dimension
+    policy = RebuildPolicy(settings.semantic.flat_rows, settings.semantic.rebuild_factor)
     index = ScopedIndex(
         dimension,
-        lambda: FaissIndex(dimension),
+        lambda: GrowingIndex(dimension, builder, policy),
         executor,
         inline_rows=settings.semantic.inline_rows,
     )

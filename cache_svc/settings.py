@@ -45,6 +45,11 @@ class SemanticSettings(BaseModel):
     """Vectors of recent prompts that are kept, so that storing an answer is free."""
     inline_rows: Annotated[int, Field(ge=0)] = 2048
     """Scopes with up to so many vectors are searched without changing the thread."""
+    flat_rows: Annotated[int, Field(ge=64)] = 5000
+    """Scopes beyond so many vectors are searched through inverted lists, built in the
+    background."""
+    rebuild_factor: Annotated[float, Field(gt=1, le=16)] = 2.0
+    """The lists are learnt anew once a scope has grown or shrunk by this factor."""
     search_threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads that search larger scopes."""
     max_quarantined: Count = 10_000

@@ -5,7 +5,7 @@ from it. So an index may refuse, forget or be thrown away, but must never name
 a wrong neighbour.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +21,9 @@ Matrix = npt.NDArray[np.float32]
 # How far from 1 the norm of a vector, or from [-1, 1] a cosine, may be: float32
 # rounding over a few hundred dimensions stays under 1e-5.
 UNIT_TOLERANCE = 1e-3
+# How far a similarity may be from the cosine of the vectors as they were given:
+# large scopes keep them in half precision, which rounds by 2**-11 at most.
+SIMILARITY_TOLERANCE = 5e-4
 
 
 class VectorRefused(SidecacheError):
@@ -42,10 +45,27 @@ class CorruptIndex(SidecacheError):
 
 
 class Neighbor(NamedTuple):
-    """An id and its cosine similarity to the query, in [-1, 1]."""
+    """An id and its cosine similarity to the query, in [-1, 1], to SIMILARITY_TOLERANCE."""
 
     id: int
     similarity: float
+
+
+class Batch(NamedTuple):
+    """Some vectors of an index: ids of shape (n,), vectors of shape (n, dim)."""
+
+    ids: npt.NDArray[np.int64]
+    vectors: Matrix
+
+
+class VectorSource(Protocol):
+    """Where an index is built from; walked several times while nothing is added to it."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self) -> Iterator[Batch]:
+        """Every vector once, unless it is removed meanwhile; in bounded batches."""
+        ...
 
 
 class VectorIndex(Protocol):

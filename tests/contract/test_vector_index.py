@@ -1,6 +1,6 @@
 """What every VectorIndex promises."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Event, Thread
 
 import numpy as np
@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from cache_svc.entry import DuplicateId
 from cache_svc.faiss_index import FaissIndex, FaissSegment
+from cache_svc.growing_index import Builder, GrowingIndex, RebuildPolicy
 from cache_svc.plain_index import PlainIndex
 from cache_svc.vector_index import (
+    SIMILARITY_TOLERANCE,
     CorruptIndex,
     DimensionMismatch,
     Neighbor,
@@ -24,13 +26,23 @@ from tests.fixtures.cache import random_unit
 DIMENSION = 16
 NewIndex = Callable[[], VectorIndex]
 
+BUILDER = Builder()
 
 IMPLEMENTATIONS: dict[str, NewIndex] = {
     "plain": lambda: PlainIndex(DIMENSION),
     "segment": lambda: FaissSegment(DIMENSION),
     "index": lambda: FaissIndex(DIMENSION),
     "small-segments": lambda: FaissIndex(DIMENSION, segment_rows=4),
+    # Both are rebuilt again and again while the suite changes them.
+    "growing": lambda: GrowingIndex(DIMENSION, BUILDER, RebuildPolicy(flat_rows=6, factor=1.3)),
+    "growing-at-40": lambda: GrowingIndex(DIMENSION, BUILDER, RebuildPolicy(flat_rows=40)),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _builder() -> Iterator[None]:
+    with BUILDER:
+        yield
 
 
 @pytest.fixture(params=IMPLEMENTATIONS.values(), ids=list(IMPLEMENTATIONS))
@@ -46,7 +58,7 @@ def test_nearest_first(index: VectorIndex) -> None:
         index.add(i, vector)
     found = index.search(vectors[7], 5)
     assert found[0].id == 7
-    assert found[0].similarity == pytest.approx(1.0, abs=1e-6)
+    assert found[0].similarity == pytest.approx(1.0, abs=SIMILARITY_TOLERANCE)
     expected = sorted(vectors, key=lambda i: -float(vectors[i] @ vectors[7]))[:5]
     assert [neighbor.id for neighbor in found] == expected
 
@@ -64,7 +76,9 @@ def test_duplicate_id_refused(index: VectorIndex) -> None:
     with pytest.raises(DuplicateId):
         index.add(1, random_unit("b"))
     assert len(index) == 1
-    assert index.search(random_unit("a"), 2)[0].similarity == pytest.approx(1.0, abs=1e-6)
+    assert index.search(random_unit("a"), 2)[0].similarity == pytest.approx(
+        1.0, abs=SIMILARITY_TOLERANCE
+    )
 
 
 @pytest.mark.parametrize(

@@ -286,3 +286,18 @@ async def test_spans_without_content(tmp_path: Path, minilm_path: Path) -> None:
     }
     assert parts == {"cache embed", "cache search", "cache verify"}
     assert canary not in "".join(span.to_json() for span in spans)
+
+
+async def test_scope_that_outgrows_flat_search_keeps_its_hits(
+    tmp_path: Path, minilm_path: Path
+) -> None:
+    """A scope rebuilt with inverted lists while it is used still serves every paraphrase."""
+    semantic = _patient(minilm_path) | {"flat_rows": 150}
+    async with open_sidecar(tmp_path, semantic=semantic) as sidecar:
+        for number in range(200):
+            await sidecar.store(f"Where is the office of department {number} in our building?")
+        for number in range(0, 200, 40):
+            text = f"Where is the office of department {number} in our building"
+            found = await sidecar.lookup(text)
+            assert found.WhichOneof("outcome") == "hit"
+            assert text_of(found.hit.answer) == f"answer to {text}?"
