@@ -237,5 +237,6 @@ def _damage_told(path: Path) -> Iterator[None]:
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_ERROR:
             raise CorruptDatabase(f"{path} is damaged: {error}") from error
         raise SetupError(f"cannot use {path}: {error}") from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError, TypeError, ValueError) as error:
+        # A damaged schema is quoted in bytes that are no text; a damaged field has another type.
         raise CorruptDatabase(f"{path} is damaged: {error}") from error
