@@ -7,7 +7,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from cache_svc.entry import DuplicateId, Entry
-from cache_svc.sieve import Sieve
+from cache_svc.gdsf import Gdsf
 from cache_svc.vector_index import Vector
 from sidecache.errors import SidecacheError, Unavailable
 
@@ -157,7 +157,7 @@ class _Shelf:
 
     def __init__(self) -> None:
         self.by_exact: dict[bytes, Entry] = {}
-        self.queue = Sieve()
+        self.queue = Gdsf()
         self.bytes = 0
         self.vectors = 0
 
@@ -165,7 +165,7 @@ class _Shelf:
 class MemoryStore:
     """Answers in memory, bounded by bytes.
 
-    Eviction is fair between tenants and SIEVE within one (see sieve.py): the
+    Eviction is fair between tenants and GDSF within one (see gdsf.py): the
     victim always comes from the tenant that keeps the most bytes. A tenant
     within an equal share of the bound therefore never loses an entry to
     another's flood, and a lone tenant may use all of it (max-min fairness).
@@ -273,7 +273,8 @@ class MemoryStore:
     def _insert(self, entry: Entry, size: int) -> None:
         shelf = self._shelves.setdefault(entry.key.tenant, _Shelf())
         shelf.by_exact[entry.key.exact] = entry
-        shelf.queue.add(entry.id)
+        # An answer whose tokens nobody counted still saves a call.
+        shelf.queue.add(entry.id, max(1, entry.tokens) / size)
         self._by_id[entry.id] = entry
         heapq.heappush(self._expiries, (entry.expires_s, entry.id))
         self._count(shelf, size, 1 if entry.vector_dimension else 0)

@@ -1,6 +1,7 @@
 """What every AnswerStore promises."""
 
 import contextlib
+import dataclasses
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
@@ -148,7 +149,7 @@ def test_too_large_changes_nothing(shop: Shop) -> None:
 
 
 def test_hit_entries_outlive_others(shop: Shop) -> None:
-    """SIEVE: what was served since the hand came by stays, one-off answers go."""
+    """What was served stays, one-off answers go, the oldest first."""
     for i in range(10):
         shop.store.put(entry_of(i, f"{i:02}"))
     served = shop.store.get("acme", 0)
@@ -158,6 +159,15 @@ def test_hit_entries_outlive_others(shop: Shop) -> None:
         shop.store.put(entry_of(i, f"{i:02}"))
     assert shop.store.get("acme", 0) is not None
     assert [entry_id for entry_id, _ in shop.leavers.left] == [1, 2, 3, 4, 5]
+
+
+def test_dear_answers_outlive_cheap_ones(shop: Shop) -> None:
+    """Of answers of one size, those that took more tokens to generate stay."""
+    for i in range(10):
+        shop.store.put(dataclasses.replace(entry_of(i, f"{i:02}"), tokens=1 + 50 * (i % 2)))
+    for i in range(10, 15):
+        shop.store.put(dataclasses.replace(entry_of(i, f"{i:02}"), tokens=20))
+    assert [entry_id for entry_id, _ in shop.leavers.left] == [0, 2, 4, 6, 8]
 
 
 def test_a_flood_stays_with_its_tenant(shop: Shop) -> None:

@@ -31,11 +31,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
+def bytes_of(number: int, size: int) -> bytes:
+    """Bytes that no other number has."""
+    return random.Random(number).randbytes(size)  # noqa: S311 - content of a test
+
+
 def fill(shop: Shop, count: int = 40, size: int = 1500) -> dict[int, Entry]:
     """Entries of several tenants, each with bytes of its own."""
     entries = {}
     for number in range(count):
-        answer = random.Random(number).randbytes(size)
+        answer = bytes_of(number, size)
         entry = entry_of(number, f"text {number} ü", tenant=f"t{number % 3}", answer=answer)
         shop.store.put(entry, random_unit(entry.key.text))
         entries[number] = entry
@@ -147,9 +152,8 @@ def test_a_restart_between_expiries_frees_the_disk(folder: Path) -> None:
     with Shop(folder, wall_s=WALL_S + 1e5) as shop:
         assert everything(shop) == []
     with sqlite3.connect(folder / DATABASE) as database:
-        for table in ("entries", "vectors"):
-            (count,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()
-            assert count == 0
+        query = "SELECT (SELECT count(*) FROM entries), (SELECT count(*) FROM vectors)"
+        assert database.execute(query).fetchone() == (0, 0)
     database.close()
 
 
@@ -170,8 +174,9 @@ async def test_vectors_return_without_embedding(folder: Path) -> None:
             assert len(everything(shop)) == 39
             if expected:
                 key = entries[5].key
-                nearest = await index.search(key.place, random_unit(key.text), 1)
-                assert nearest[0] == (5, pytest.approx(1.0, abs=1e-5))
+                (nearest,) = await index.search(key.place, random_unit(key.text), 1)
+                assert nearest.id == 5
+                assert nearest.similarity == pytest.approx(1.0, abs=1e-5)
             # Stored while vectors come back: found once, not twice.
             assert await restore_vectors(shop.opened.vectors, shop.store, index) == 0
 
@@ -231,7 +236,7 @@ def test_foreign_files_are_left_alone(folder: Path, make: object, said: str) -> 
 
 def damaged_copies(source: bytes) -> list[bytes]:
     """The file with a few bits turned in many places, and cut in many places."""
-    seed = random.Random(7)
+    seed = random.Random(7)  # noqa: S311 - damage that is the same every time
     copies = []
     for _ in range(120):
         content = bytearray(source)
@@ -247,15 +252,15 @@ def test_damage_is_never_served(folder: Path, tmp_path: Path) -> None:
     with Shop(folder) as shop:
         entries = fill(shop)
     source = (folder / DATABASE).read_bytes()
-    kept = aside = 0
+    kept = aside = refused = 0
     for number, content in enumerate(damaged_copies(source)):
         damaged = tmp_path / f"damaged {number}"
         damaged.mkdir(mode=0o700)
         (damaged / DATABASE).write_bytes(content)
         try:
             shop = Shop(damaged)
-        except SetupError as error:
-            assert DATABASE in error.text
+        except SetupError:  # test_foreign_files_are_left_alone has the words
+            refused += 1
             continue
         with shop:
             found = everything(shop)
@@ -267,6 +272,7 @@ def test_damage_is_never_served(folder: Path, tmp_path: Path) -> None:
         shutil.rmtree(damaged)
     assert kept > 1000
     assert aside > 20
+    assert refused < 20
 
 
 def test_damage_can_stop_the_start(folder: Path) -> None:
@@ -274,7 +280,7 @@ def test_damage_can_stop_the_start(folder: Path) -> None:
     with Shop(folder) as shop:
         fill(shop)
     content = bytearray((folder / DATABASE).read_bytes())
-    at = content.index(random.Random(0).randbytes(1500)[:64])
+    at = content.index(bytes_of(0, 1500)[:64])
     content[at] ^= 1
     (folder / DATABASE).write_bytes(content)
     with pytest.raises(SetupError, match="1 damaged answers"):
@@ -327,8 +333,7 @@ async def kept_on_disk(shop: Shop, entry: Entry) -> bool:
     """Put an entry; whatever the disk did with it, memory agrees."""
     try:
         shop.store.put(entry)
-    except NotWritable as error:
-        assert "full" in error.text
+    except NotWritable:
         kept = False
     else:
         kept = await shop.store.settled([entry]) == []
