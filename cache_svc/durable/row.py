@@ -5,6 +5,7 @@ a row whose checksum does not fit is never served.
 """
 
 import json
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from cache_svc.entry import Entry, Key
 from cache_svc.vector_index import Vector
 
 CHECKSUM_BYTES = 16
+_NO_TAGS = b"[]"
 # seq, id, embedder, dimension, tokens, created, expires, tenant, namespace, model,
 # text, tags, scope, exact, answer, checksum; texts as UTF-8 bytes.
 EntryRow = tuple[Any, ...]
@@ -78,13 +80,12 @@ def read_entry(row: EntryRow, embedder: int, timeline: Timeline) -> Restored:
     if _checksum(tuple(fields)) != checksum:
         raise CorruptRow("the checksum of an entry does not fit")
     seq, entry_id, embedded_by, dimension, tokens, created, expires = fields[:7]
-    tenant, namespace, model, text, tags = (field.decode() for field in fields[7:12])
-    scope, exact, answer = fields[12:]
+    tenant, namespace, model, text, tags, scope, exact, answer = fields[7:]
     entry = Entry(
         entry_id,
-        Key(tenant, namespace, model, scope, exact, text),
+        Key(_name(tenant), _name(namespace), _name(model), scope, exact, text.decode()),
         answer,
-        tuple(json.loads(tags)),
+        () if tags == _NO_TAGS else tuple(json.loads(tags)),
         timeline.from_disk(created),
         timeline.from_disk(expires),
         dimension if embedder and embedded_by == embedder else 0,
@@ -109,6 +110,12 @@ def read_vector(row: VectorRow) -> tuple[int, Vector]:
     if _checksum(tuple(fields)) != checksum:
         raise CorruptRow("the checksum of a vector does not fit")
     return fields[1], np.frombuffer(fields[2], "<f4").astype(np.float32, copy=False)
+
+
+@lru_cache(maxsize=1024)
+def _name(field: bytes) -> str:
+    """A name that many entries share, as one object."""
+    return field.decode()
 
 
 def _checksum(fields: tuple[Any, ...]) -> bytes:

@@ -24,8 +24,15 @@ from cache_svc.durable.row import (
 )
 from cache_svc.durable.timeline import Timeline
 from cache_svc.durable.writer import WriteBehind
-from cache_svc.entry import Entry
-from cache_svc.store import Clock, MemoryStore, NotDurable, Removal, RemovalListener
+from cache_svc.entry import DuplicateId, Entry
+from cache_svc.store import (
+    Clock,
+    EntryTooLarge,
+    MemoryStore,
+    NotDurable,
+    Removal,
+    RemovalListener,
+)
 from cache_svc.vector_index import Vector
 from sidecache.errors import SetupError
 
@@ -112,12 +119,15 @@ class DurableStore(MemoryStore):
         number = 0
         dropped = list(damaged)
         for number, entry in entries:
-            if entry.expires_s <= now_s or entry.size_bytes > self.max_bytes:
+            if entry.expires_s <= now_s:
                 dropped.append(number)
                 continue
-            # Noted first: with a smaller bound than before, it may be evicted at once.
-            self._numbers[entry.id] = number
-            super().put(entry)
+            try:
+                super().put(entry)
+            except (EntryTooLarge, DuplicateId):  # a smaller bound; a copy of a row
+                dropped.append(number)
+            else:
+                self._numbers[entry.id] = number
         self._next_number = max([number, *dropped]) + 1
         self._writer.remove(dropped)
 
@@ -154,7 +164,6 @@ def open_durable_store(
     durability: Durability = "written",
     on_corrupt: OnCorrupt = "set_aside",
     max_waiting_bytes: int = 64 << 20,
-    on_lost: Callable[[int], None] = lambda _: None,
     system_clock: Callable[[], float] = time.time,
 ) -> Iterator[Opened]:
     """Open the store of a folder with all its answers; leaving the block writes what waits.
@@ -168,7 +177,6 @@ def open_durable_store(
         durability: what an acknowledged entry outlives.
         on_corrupt: what to do with a damaged database.
         max_waiting_bytes: of answers that wait for the disk; beyond it they are refused.
-        on_lost: told how many answers a failed commit lost; on the writer's thread.
         system_clock: Unix seconds.
 
     Raises:
@@ -185,7 +193,6 @@ def open_durable_store(
                 loaded.timeline.now,
                 sync=durability == "synced",
                 max_waiting_bytes=max_waiting_bytes,
-                on_lost=on_lost,
             )
             held.callback(writer.close)
             store = DurableStore(

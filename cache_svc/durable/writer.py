@@ -35,12 +35,14 @@ _Waiter = Callable[[bool], None]
 class WriteBehind:
     """The thread that writes, and the change it will commit next.
 
+    Attributes:
+        lost_answers: how many were in commits that failed, since the start.
+
     Args:
         database: used by this thread only, until :meth:`close`.
         now: Unix seconds, for the database's own account of time.
         sync: force every commit to the disk.
         max_waiting_bytes: beyond it new answers are refused.
-        on_lost: told how many answers a failed commit lost; on the thread.
         retry_s: how long a failed commit waits for the next try.
     """
 
@@ -51,14 +53,12 @@ class WriteBehind:
         *,
         sync: bool,
         max_waiting_bytes: int,
-        on_lost: Callable[[int], None],
         retry_s: float = RETRY_S,
     ) -> None:
         self._database = database
         self._now = now
         self._sync = sync
         self._max_waiting_bytes = max_waiting_bytes
-        self._on_lost = on_lost
         self._retry_s = retry_s
         self._changed = threading.Condition(threading.RLock())
         self._next = Change()
@@ -68,6 +68,7 @@ class WriteBehind:
         self._waiting_bytes = 0
         self._failure = ""
         self._lost: OrderedDict[int, None] = OrderedDict()
+        self.lost_answers = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="store writer", daemon=True)
         self._thread.start()
@@ -188,7 +189,7 @@ class WriteBehind:
 
     def _recovered(self) -> None:
         if self._failure:
-            _log.warning("the store's disk takes writes again")
+            _log.warning("the store writes again; %d answers were lost so far", self.lost_answers)
         self._failure = ""
 
     def _failed(self, change: Change, error: Exception) -> None:
@@ -200,8 +201,7 @@ class WriteBehind:
             self._lost[number] = None
             if len(self._lost) > _KNOWN_LOST:
                 self._lost.popitem(last=False)
-        if change.entries:
-            self._on_lost(len(change.entries))
+        self.lost_answers += len(change.entries)
         later = self._next
         later.removed[:0] = change.removed
         later.bars = {
