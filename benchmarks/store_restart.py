@@ -72,7 +72,7 @@ async def _fill(folder: Path, entries: int) -> float:
 
 async def _reopen(folder: Path, *, with_vectors: bool) -> dict[str, float]:
     before_mb = resident_mb(os.getpid())
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     with (
         open_durable_store(
             folder, MAX_BYTES, time.monotonic, _ignore, fingerprint="bench"
@@ -80,6 +80,7 @@ async def _reopen(folder: Path, *, with_vectors: bool) -> dict[str, float]:
         ThreadPoolExecutor(1) as executor,
     ):
         row = {"exact_tier_s": time.perf_counter() - started}
+        row["exact_tier_cpu_s"] = time.process_time() - started_cpu
         entries = opened.store.usage().entries
         row["bytes_per_entry_without_answer"] = (
             resident_mb(os.getpid()) - before_mb
@@ -89,9 +90,10 @@ async def _reopen(folder: Path, *, with_vectors: bool) -> dict[str, float]:
             index = ScopedIndex(
                 DIMENSION, lambda: FaissIndex(DIMENSION), executor, inline_rows=2048
             )
-            started = time.perf_counter()
+            started, started_cpu = time.perf_counter(), time.process_time()
             row["vectors"] = await restore_vectors(opened.vectors, opened.store, index)
             row["vectors_s"] = time.perf_counter() - started
+            row["vectors_cpu_s"] = time.process_time() - started_cpu
         return row
 
 

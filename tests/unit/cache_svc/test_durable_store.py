@@ -14,6 +14,7 @@ import pytest
 from cache_svc.durable.database import SCHEMA_VERSION
 from cache_svc.durable.folder import DATABASE
 from cache_svc.durable.restore import restore_vectors
+from cache_svc.durable.store import Durability
 from cache_svc.entry import Entry
 from cache_svc.faiss_index import FaissIndex
 from cache_svc.quarantine import Quarantine
@@ -99,6 +100,21 @@ async def test_an_acknowledged_removal_survives_a_crash(folder: Path, tmp_path: 
     with Shop(crashed) as shop:
         assert shop.store.get("t0", 3) is None
         assert len(everything(shop)) == len(entries) - 1
+
+
+@pytest.mark.parametrize("durability", ["memory", "written", "synced"])
+async def test_what_is_forced_to_the_disk(folder: Path, durability: Durability) -> None:
+    """Answers are forced to the disk if the operator says so, acknowledged removals always."""
+    with Shop(folder, durability=durability) as shop:
+        entries = fill(shop, 3)
+        await shop.store._writer.settled()
+        # The level of the last commit, as SQLite itself has it: 1 is NORMAL, 2 is FULL.
+        connection = shop.store._writer._database._db
+        level = 2 if durability == "synced" else 1
+        assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
+        shop.store.remove([entries[0]], Removal.INVALIDATED)
+        await shop.store.removals_settled()
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
 async def test_the_unwritten_tail_is_lost_whole(folder: Path, tmp_path: Path) -> None:
