@@ -79,6 +79,7 @@ class Entry:
         expires_s: from when on it is never served; no hit moves it.
         vector_dimension: length of the vector it has in the index; 0: none, and
             the entry is found by its exact key only.
+        tokens: what a hit saves, in generated tokens.
     """
 
     id: int
@@ -88,6 +89,7 @@ class Entry:
     created_s: float
     expires_s: float
     vector_dimension: int
+    tokens: int = 0
 
     @property
     def name(self) -> str:

@@ -1,13 +1,15 @@
 """The way into the cache: a finished answer becomes findable in both tiers at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cache_svc.embedder import NotComparable
 from cache_svc.embedding_queue import EmbeddingQueue
 from cache_svc.entry import Entry, Key, new_entry_id
+from cache_svc.new_entry_rate import NewEntryRate
 from cache_svc.quarantine import Quarantine
 from cache_svc.scoped_index import ScopedIndex
-from cache_svc.store import AnswerStore, Clock, EntryTooLarge
+from cache_svc.store import AnswerStore, Clock, EntryTooLarge, NotWritable
 from cache_svc.vector_index import Vector
 from cache_svc.whole_answer import why_not_whole
 from cache_svc.wire import check_name, read_duration, read_key
@@ -52,6 +54,7 @@ class Intake:
 
     Args:
         queue: None where the semantic tier is off.
+        rate: None: tenants may store as fast as they can.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Intake:
         quarantine: Quarantine,
         limits: IntakeLimits,
         clock: Clock,
+        rate: NewEntryRate | None = None,
     ) -> None:
         self._store = store
         self._index = index
@@ -69,6 +73,7 @@ class Intake:
         self._quarantine = quarantine
         self._limits = limits
         self._clock = clock
+        self._rate = rate
 
     async def store(self, offered: cache_pb2.StoreEntry) -> Stored | Refused:
         """Keep one answer, or say why not."""
@@ -79,22 +84,36 @@ class Intake:
             answer = self._read_answer(offered)
         except InvalidRequest as error:
             return Refused(error.text)
+        if self._rate is not None and not self._rate.admits(key.tenant):
+            return Refused(f"the tenant stores more than {self._rate.per_s:g} entries a second")
         vector, note = await self._vector(key)
         now = self._clock()
         dimension = 0 if vector is None else len(vector)
-        entry = Entry(new_entry_id(), key, answer, tags, now, now + ttl_s, dimension)
+        tokens = sum(len(delta.token_ids) for delta in offered.answer.deltas)
+        entry = Entry(new_entry_id(), key, answer, tags, now, now + ttl_s, dimension, tokens)
         try:
             self._insert(entry, vector)
-        except EntryTooLarge as error:
+        except (EntryTooLarge, NotWritable) as error:
             return Refused(error.text)
         return Stored(entry, note)
+
+    async def settled(self, kept: Sequence[Stored | Refused]) -> list[Stored | Refused]:
+        """Wait until what was kept is as durable as the operator asked; some may not be."""
+        entries = [one.entry for one in kept if isinstance(one, Stored)]
+        lost = {entry.id for entry in await self._store.settled(entries)}
+        return [
+            Refused("the store's disk took no writes")
+            if isinstance(one, Stored) and one.entry.id in lost
+            else one
+            for one in kept
+        ]
 
     def _insert(self, entry: Entry, vector: Vector | None) -> None:
         """Both tiers or neither: nothing else runs on the event loop in between."""
         if vector is not None:
             self._index.add(entry.key.place, entry.id, vector)
         try:
-            self._store.put(entry)
+            self._store.put(entry, vector)
         except SidecacheError:
             self._index.remove(entry.key.place, [entry.id])
             raise

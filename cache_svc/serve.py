@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import grpc
 
 from cache_svc.departures import Departures
+from cache_svc.durable.restore import restore_vectors
+from cache_svc.durable.store import Opened, open_durable_store
 from cache_svc.embedder import Embedder
 from cache_svc.embedders.onnx import OnnxEmbedder
 from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
@@ -17,6 +19,7 @@ from cache_svc.growing_index import Builder, GrowingIndex, RebuildPolicy
 from cache_svc.intake import Intake, IntakeLimits
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
+from cache_svc.new_entry_rate import NewEntryRate
 from cache_svc.owned_task import owned_task
 from cache_svc.quarantine import Quarantine
 from cache_svc.scoped_index import ScopedIndex
@@ -41,8 +44,11 @@ async def serve(
 ) -> AsyncIterator[RunningServer]:
     """Serve until the block is left.
 
+    Stored answers are back before the first call is taken; their vectors follow beside it.
+
     Raises:
-        SetupError: the embedder cannot be loaded, or the address not listened on.
+        SetupError: the embedder cannot be loaded, the store not opened, or the address
+            not listened on.
     """
     async with AsyncExitStack() as stack:
         threads = settings.semantic.search_threads
@@ -51,7 +57,16 @@ async def serve(
         queue = None
         if settings.semantic.enabled:
             queue = await stack.enter_async_context(_open_queue(settings.semantic))
-        service, store = _assemble(settings, telemetry, queue, executor, builder, clock)
+        index = _empty_index(settings.semantic, queue, executor, builder)
+        stats = Stats()
+        departures = Departures(index, stats)
+        durable = await _open_durable(stack, settings, queue, clock, departures)
+        service, store = _assemble(
+            settings, telemetry, queue, index, stats, departures, durable, clock
+        )
+        if durable is not None:
+            vectors = restore_vectors(durable.vectors, durable.store, index)
+            await stack.enter_async_context(owned_task(vectors, "vectors from disk"))
         sweep = _sweep(store, settings.sweep_interval_s)
         await stack.enter_async_context(owned_task(sweep, "expiry sweep"))
 
@@ -63,34 +78,76 @@ async def serve(
         )
 
 
+async def _open_durable(
+    stack: AsyncExitStack,
+    settings: CacheSettings,
+    queue: EmbeddingQueue | None,
+    clock: Clock,
+    departures: Departures,
+) -> Opened | None:
+    """The store on disk with all its answers, or None where memory is all there is."""
+    if settings.store.path is None:
+        return None
+    opening = open_durable_store(
+        settings.store.path,
+        settings.max_bytes,
+        clock,
+        departures,
+        fingerprint="" if queue is None else queue.fingerprint,
+        durability=settings.store.durability,
+        on_corrupt=settings.store.on_corrupt,
+        max_waiting_bytes=settings.store.max_waiting_bytes,
+    )
+    # A million answers take some seconds, in which a signal must be heard.
+    opened = await asyncio.to_thread(opening.__enter__)
+    stack.push(opening.__exit__)
+    return opened
+
+
+def _empty_index(
+    settings: SemanticSettings,
+    queue: EmbeddingQueue | None,
+    executor: Executor,
+    builder: Builder,
+) -> ScopedIndex:
+    dimension = 0 if queue is None else queue.dimension
+    policy = RebuildPolicy(settings.flat_rows, settings.rebuild_factor)
+    return ScopedIndex(
+        dimension,
+        lambda: GrowingIndex(dimension, builder, policy),
+        executor,
+        inline_rows=settings.inline_rows,
+    )
+
+
 def _assemble(
     settings: CacheSettings,
     telemetry: Telemetry,
     queue: EmbeddingQueue | None,
-    executor: Executor,
-    builder: Builder,
+    index: ScopedIndex,
+    stats: Stats,
+    departures: Departures,
+    durable: Opened | None,
     clock: Clock,
 ) -> tuple[CacheService, AnswerStore]:
     """Wire the parts; ``queue`` is None where the semantic tier is off."""
-    dimension = 0 if queue is None else queue.dimension
-    policy = RebuildPolicy(settings.semantic.flat_rows, settings.semantic.rebuild_factor)
-    index = ScopedIndex(
-        dimension,
-        lambda: GrowingIndex(dimension, builder, policy),
-        executor,
-        inline_rows=settings.semantic.inline_rows,
-    )
-    stats = Stats()
-    departures = Departures(index, stats)
-    store = MemoryStore(settings.max_bytes, clock, departures)
+    store: AnswerStore
+    limit = settings.semantic.max_quarantined
+    if durable is None:
+        store = MemoryStore(settings.max_bytes, clock, departures)
+        quarantine = Quarantine(limit)
+    else:
+        store = durable.store
+        quarantine = Quarantine(limit, barred=durable.bars, on_change=durable.store.set_bar)
     departures.metrics = StoreMetrics(
         telemetry.meter, lambda: store.usage().entries, lambda: store.usage().bytes
     )
-    quarantine = Quarantine(settings.semantic.max_quarantined)
+    admission = settings.admission
+    rate = NewEntryRate(admission.new_entries_per_s, admission.burst, clock)
     tier = None if queue is None else _semantic_tier(settings.semantic, queue, index)
     service = CacheService(
         LookupPath(store, tier, clock, telemetry.tracer),
-        Intake(store, index, queue, quarantine, _limits(settings), clock),
+        Intake(store, index, queue, quarantine, _limits(settings), clock, rate),
         store,
         quarantine,
         stats,

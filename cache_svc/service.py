@@ -76,11 +76,11 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         count, limit = len(request.entries), self._max_store_entries
         if count > limit:
             raise InvalidRequest(f"are {count}, may be {limit}", field="entries")
-        response = cache_pb2.StoreResponse()
-        for offered in request.entries:
-            kept = await self._intake.store(offered)
-            response.results.append(self._result(offered.key.tenant, kept))
-        return response
+        kept = [await self._intake.store(offered) for offered in request.entries]
+        results = zip(request.entries, await self._intake.settled(kept), strict=True)
+        return cache_pb2.StoreResponse(
+            results=[self._result(offered.key.tenant, one) for offered, one in results]
+        )
 
     async def Invalidate(
         self,
@@ -91,6 +91,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         entries = [] if selection is None else self._store.select(request.tenant, selection)
         if not request.dry_run:
             self._store.remove(entries, Removal.INVALIDATED)
+            await self._store.removals_settled()
         return cache_pb2.InvalidateResponse(entries=len(entries))
 
     async def Feedback(
@@ -105,6 +106,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
             return cache_pb2.FeedbackResponse(quarantined=False)
         self._quarantine.bar(entry.key)
         self._store.remove([entry], Removal.INVALIDATED)
+        await self._store.removals_settled()
         return cache_pb2.FeedbackResponse(quarantined=True)
 
     async def SetWorkers(

@@ -56,6 +56,35 @@ class SemanticSettings(BaseModel):
     """Requests that stay barred from the tier after a wrong hit was reported."""
 
 
+class StoreSettings(BaseModel):
+    """What of the answers outlives the process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    path: Path | None = None
+    """Folder of the database, mode 0700, for one sidecar alone. Unset: memory only."""
+    durability: Literal["memory", "written", "synced"] = "written"
+    """What an acknowledged Store outlives. "memory": nothing, it waits to be written.
+    "written": a crash of the sidecar. "synced": a power cut. An acknowledged Invalidate
+    or Feedback outlives a power cut whatever this says."""
+    on_corrupt: Literal["set_aside", "refuse"] = "set_aside"
+    """A damaged database: "set_aside" renames it and starts empty (damaged answers alone
+    are dropped), with an error in the log. "refuse" does not start."""
+    max_waiting_bytes: Annotated[int, Field(ge=MIB)] = 64 * MIB
+    """Answers that wait for the disk; beyond it new ones are refused."""
+
+
+class AdmissionSettings(BaseModel):
+    """How fast one tenant may fill the store: against floods and poisoning."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    new_entries_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 100.0
+    """Entries that a tenant may store in the long run; more are refused."""
+    burst: Count = 10_000
+    """Entries that a tenant may store at once, after a rest."""
+
+
 class CacheSettings(BaseSettings):
     """The cache sidecar."""
 
@@ -73,6 +102,10 @@ class CacheSettings(BaseSettings):
     """Where traces, metrics and logs go."""
     semantic: SemanticSettings = SemanticSettings()
     """The semantic tier."""
+    store: StoreSettings = StoreSettings()
+    """Where answers are kept."""
+    admission: AdmissionSettings = AdmissionSettings()
+    """How fast each tenant may store."""
     max_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
     """Bound on answers, vectors and their bookkeeping together."""
     max_answer_bytes: Annotated[int, Field(ge=1024)] = MIB

@@ -7,8 +7,9 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from cache_svc.entry import DuplicateId, Entry
-from cache_svc.sieve import Sieve
-from sidecache.errors import SidecacheError
+from cache_svc.gdsf import Gdsf
+from cache_svc.vector_index import Vector
+from sidecache.errors import SidecacheError, Unavailable
 
 # Seconds on a monotonic clock.
 Clock = Callable[[], float]
@@ -20,6 +21,18 @@ class EntryTooLarge(SidecacheError):
     reason = "ENTRY_TOO_LARGE"
 
 
+class NotWritable(SidecacheError):
+    """The disk takes no new answers now."""
+
+    reason = "NOT_WRITABLE"
+
+
+class NotDurable(Unavailable):
+    """A removal is done in memory but not on disk yet; it is tried again."""
+
+    reason = "NOT_DURABLE"
+
+
 class Removal(Enum):
     """Why an entry left the store."""
 
@@ -27,6 +40,7 @@ class Removal(Enum):
     EXPIRED = "expired"
     REPLACED = "replaced"
     INVALIDATED = "invalidated"
+    UNWRITTEN = "unwritten"
 
 
 # Told of every entry that left, before anything else can look at the store.
@@ -87,14 +101,35 @@ class AnswerStore(Protocol):
         """Note that the entry was served. Never lengthens its life."""
         ...
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: Entry, vector: Vector | None = None) -> None:
         """Keep an entry in place of an older one with the same exact key.
 
         Evicts others until it fits; the listener hears of every one of them.
 
+        Args:
+            entry: found from now on.
+            vector: kept beside it where the store outlives the process.
+
         Raises:
             EntryTooLarge: it would not fit an empty store; nothing has changed.
             DuplicateId: another entry has its id; nothing has changed.
+            NotWritable: the disk takes nothing new now; nothing has changed.
+        """
+        ...
+
+    async def settled(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Wait until these entries are as durable as the operator asked.
+
+        Returns:
+            Those that could not be made so; they have left the store.
+        """
+        ...
+
+    async def removals_settled(self) -> None:
+        """Wait until no removal so far can be undone by a crash or a power cut.
+
+        Raises:
+            NotDurable: the disk refuses; the store goes on trying.
         """
         ...
 
@@ -122,7 +157,7 @@ class _Shelf:
 
     def __init__(self) -> None:
         self.by_exact: dict[bytes, Entry] = {}
-        self.queue = Sieve()
+        self.queue = Gdsf()
         self.bytes = 0
         self.vectors = 0
 
@@ -130,7 +165,7 @@ class _Shelf:
 class MemoryStore:
     """Answers in memory, bounded by bytes.
 
-    Eviction is fair between tenants and SIEVE within one (see sieve.py): the
+    Eviction is fair between tenants and GDSF within one (see gdsf.py): the
     victim always comes from the tenant that keeps the most bytes. A tenant
     within an equal share of the bound therefore never loses an entry to
     another's flood, and a lone tenant may use all of it (max-min fairness).
@@ -163,7 +198,7 @@ class MemoryStore:
         if entry.id in self._by_id:
             self._shelves[entry.key.tenant].queue.touch(entry.id)
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: Entry, vector: Vector | None = None) -> None:
         size = entry.size_bytes
         if size > self.max_bytes:
             raise EntryTooLarge(f"the entry takes {size} bytes of a store of {self.max_bytes}")
@@ -176,6 +211,12 @@ class MemoryStore:
         self.expire()
         self._make_room(entry.key.tenant, size)
         self._insert(entry, size)
+
+    async def settled(self, entries: Sequence[Entry]) -> list[Entry]:
+        return []
+
+    async def removals_settled(self) -> None:
+        pass
 
     def select(self, tenant: str, selection: Selection) -> list[Entry]:
         if selection.entry_id is not None:
@@ -232,7 +273,8 @@ class MemoryStore:
     def _insert(self, entry: Entry, size: int) -> None:
         shelf = self._shelves.setdefault(entry.key.tenant, _Shelf())
         shelf.by_exact[entry.key.exact] = entry
-        shelf.queue.add(entry.id)
+        # An answer whose tokens nobody counted still saves a call.
+        shelf.queue.add(entry.id, max(1, entry.tokens) / size)
         self._by_id[entry.id] = entry
         heapq.heappush(self._expiries, (entry.expires_s, entry.id))
         self._count(shelf, size, 1 if entry.vector_dimension else 0)

@@ -54,7 +54,12 @@ def plan_fleet(
             "cache sidecar",
             "cache_svc",
             cache,
-            {"SIDECACHE_CACHE_SERVER__LISTEN": cache},
+            {
+                "SIDECACHE_CACHE_SERVER__LISTEN": cache,
+                "SIDECACHE_CACHE_STORE__PATH": os.environ.get(
+                    "SIDECACHE_CACHE_STORE__PATH", str(state.folder / "cache")
+                ),
+            },
         ),
         *(
             _worker(number, address, engine, alone=len(workers) == 1)

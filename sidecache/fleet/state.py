@@ -6,6 +6,7 @@
         demo.key                 the demo key, mode 0600
         keys.toml                its hash, as the router reads it
         cache.sock               where the cache sidecar listens
+        cache/                   the answers it keeps
         router.log …             one log a service
         up.json                  the running `sidecache up`: pid, address, ports
         lock                     held while it runs

@@ -1,13 +1,18 @@
 """What every AnswerStore promises."""
 
+import contextlib
+import dataclasses
+import tempfile
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from cache_svc.durable.store import open_durable_store
 from cache_svc.entry import DuplicateId, Entry
 from cache_svc.store import (
     AnswerStore,
@@ -20,9 +25,24 @@ from cache_svc.store import (
 )
 from tests.fixtures.cache import TurnedClock, digest, entry_of
 
-NewStore = Callable[[int, Clock, RemovalListener], AnswerStore]
-# A durable store joins this list.
-IMPLEMENTATIONS: list[NewStore] = [MemoryStore]
+OpenStore = Callable[[int, Clock, RemovalListener], contextlib.AbstractContextManager[AnswerStore]]
+
+
+@contextlib.contextmanager
+def open_memory(max_bytes: int, clock: Clock, listener: RemovalListener) -> Iterator[AnswerStore]:
+    yield MemoryStore(max_bytes, clock, listener)
+
+
+@contextlib.contextmanager
+def open_durable(max_bytes: int, clock: Clock, listener: RemovalListener) -> Iterator[AnswerStore]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_durable_store(Path(folder), max_bytes, clock, listener) as opened,
+    ):
+        yield opened.store
+
+
+IMPLEMENTATIONS: list[OpenStore] = [open_memory, open_durable]
 ENTRY_BYTES = entry_of(0, "00").size_bytes
 
 
@@ -39,15 +59,31 @@ class Leavers:
 class Shop:
     """A store with its clock and its listener."""
 
-    def __init__(self, new_store: NewStore, max_bytes: int) -> None:
+    def __init__(self, open_store: OpenStore, max_bytes: int) -> None:
         self.clock = TurnedClock()
         self.leavers = Leavers()
-        self.store = new_store(max_bytes, self.clock, self.leavers)
+        self._held = contextlib.ExitStack()
+        self.store = self._held.enter_context(open_store(max_bytes, self.clock, self.leavers))
+
+    def close(self) -> None:
+        self._held.close()
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-def shop(request: pytest.FixtureRequest) -> Shop:
-    return Shop(request.param, 10 * ENTRY_BYTES)
+def shop(request: pytest.FixtureRequest) -> Iterator[Shop]:
+    shop = Shop(request.param, 10 * ENTRY_BYTES)
+    yield shop
+    shop.close()
+
+
+async def test_everything_settles(shop: Shop) -> None:
+    """Waiting for puts and removals ends, and nothing is lost where the disk is well."""
+    entry = entry_of(1)
+    shop.store.put(entry)
+    assert await shop.store.settled([entry]) == []
+    shop.store.remove([entry], Removal.INVALIDATED)
+    await shop.store.removals_settled()
+    assert shop.store.usage().entries == 0
 
 
 def test_found_until_it_expires(shop: Shop) -> None:
@@ -113,7 +149,7 @@ def test_too_large_changes_nothing(shop: Shop) -> None:
 
 
 def test_hit_entries_outlive_others(shop: Shop) -> None:
-    """SIEVE: what was served since the hand came by stays, one-off answers go."""
+    """What was served stays, one-off answers go, the oldest first."""
     for i in range(10):
         shop.store.put(entry_of(i, f"{i:02}"))
     served = shop.store.get("acme", 0)
@@ -123,6 +159,15 @@ def test_hit_entries_outlive_others(shop: Shop) -> None:
         shop.store.put(entry_of(i, f"{i:02}"))
     assert shop.store.get("acme", 0) is not None
     assert [entry_id for entry_id, _ in shop.leavers.left] == [1, 2, 3, 4, 5]
+
+
+def test_dear_answers_outlive_cheap_ones(shop: Shop) -> None:
+    """Of answers of one size, those that took more tokens to generate stay."""
+    for i in range(10):
+        shop.store.put(dataclasses.replace(entry_of(i, f"{i:02}"), tokens=1 + 50 * (i % 2)))
+    for i in range(10, 15):
+        shop.store.put(dataclasses.replace(entry_of(i, f"{i:02}"), tokens=20))
+    assert [entry_id for entry_id, _ in shop.leavers.left] == [0, 2, 4, 6, 8]
 
 
 def test_a_flood_stays_with_its_tenant(shop: Shop) -> None:
@@ -177,9 +222,11 @@ def fresh(name: str) -> str:
     return name.encode().decode()
 
 
-def test_byte_accounting_is_honest() -> None:
+@pytest.mark.parametrize("open_store", IMPLEMENTATIONS)
+async def test_byte_accounting_is_honest(open_store: OpenStore) -> None:
     """Memory that Python really takes is within a fifth of what the entries claim."""
-    store = MemoryStore(1 << 30, TurnedClock(), Leavers())
+    shop = Shop(open_store, 1 << 30)
+    store = shop.store
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -195,23 +242,28 @@ def test_byte_accounting_is_honest() -> None:
                 vector_dimension=0,
             )
             store.put(entry)
+        await store.settled([entry])  # what waits to be written is bounded by itself
         taken = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
+        shop.close()
     assert store.usage().bytes == pytest.approx(taken, rel=0.2)
 
 
 class StoreMachine(RuleBasedStateMachine):
     """The store against a plain model: a dictionary of what should be alive."""
 
-    new_store: NewStore = MemoryStore
+    open_store = staticmethod(open_memory)
 
     def __init__(self) -> None:
         super().__init__()
-        self.shop = Shop(type(self).new_store, 6 * ENTRY_BYTES)
+        self.shop = Shop(self.open_store, 6 * ENTRY_BYTES)
         self.model: dict[int, Entry] = {}
         self.shop.leavers.left = []
         self.next_id = 0
+
+    def teardown(self) -> None:
+        self.shop.close()
 
     def _settle(self) -> None:
         """Take what the listener heard out of the model; nobody leaves twice."""
@@ -283,3 +335,13 @@ class StoreMachine(RuleBasedStateMachine):
 
 StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestMemoryStore = StoreMachine.TestCase
+
+
+class DurableMachine(StoreMachine):
+    """The same promises kept with a database behind."""
+
+    open_store = staticmethod(open_durable)
+
+
+DurableMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+TestDurableStore = DurableMachine.TestCase

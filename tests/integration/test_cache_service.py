@@ -13,6 +13,7 @@ from observability.telemetry import Telemetry
 from sidecache.errors import InvalidRequest, SetupError, SidecacheError, Unsupported, from_rpc_error
 from sidecache.v1 import cache_pb2
 from tests.fixtures.cache import Sidecar, answer_of, open_sidecar, text_of, wire_key
+from tests.fixtures.durable import small_disk
 
 FRANCE = "What is the capital of France?"
 
@@ -139,6 +140,36 @@ async def test_store_keeps_the_good_and_refuses_the_bad(sidecar: Sidecar) -> Non
     assert (await sidecar.lookup("torn")).HasField("miss")
     stats = await sidecar.stats("acme")
     assert (stats.entries, stats.vectors, stats.stored, stats.refused) == (2, 1, 2, 1)
+
+
+async def test_a_flood_of_new_entries_is_refused(tmp_path: Path) -> None:
+    """Beyond its rate a tenant's entries are refused by name and counted; others go on."""
+    admission = {"new_entries_per_s": 2, "burst": 3}
+    async with open_sidecar(tmp_path, semantic={"enabled": False}, admission=admission) as sidecar:
+        results = [await sidecar.store(f"prompt {number}") for number in range(5)]
+        refused = [one.reason for one in results if one.status == cache_pb2.STORE_STATUS_REFUSED]
+        assert refused == ["the tenant stores more than 2 entries a second"] * 2
+        assert (await sidecar.store("prompt", tenant="other")).entry_id
+        sidecar.clock.now_s += 1
+        assert (await sidecar.store("prompt 4")).entry_id
+        stats = await sidecar.stats("acme")
+        assert (stats.stored, stats.refused, stats.entries) == (4, 2, 4)
+
+
+async def test_a_full_disk_refuses_and_serves_on(tmp_path: Path) -> None:
+    """Where the disk is full, Store says REFUSED and counts it, and what is kept is served."""
+    with small_disk(tmp_path / "disk", "size=4m") as disk:
+        off = {"enabled": False}
+        async with open_sidecar(tmp_path, store={"path": disk}, semantic=off) as sidecar:
+            assert (await sidecar.store("before")).entry_id
+            refused = 0
+            for number in range(8):
+                result = await sidecar.store(f"big {number}", "x" * 900_000)
+                refused += result.status == cache_pb2.STORE_STATUS_REFUSED
+            assert refused > 2
+            assert (await sidecar.stats()).refused == refused
+            assert (await sidecar.stats()).entries == 9 - refused
+            assert (await sidecar.lookup("before")).HasField("hit")
 
 
 async def test_stats_count_what_happened(sidecar: Sidecar) -> None:

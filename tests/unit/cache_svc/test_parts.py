@@ -7,17 +7,19 @@ from threading import Event, Thread
 import pytest
 from pydantic import ValidationError
 
+from benchmarks.sieve import Sieve
 from cache_svc.entry import Place, new_entry_id, parse_entry_name
 from cache_svc.faiss_index import FaissIndex
+from cache_svc.gdsf import Gdsf
+from cache_svc.new_entry_rate import NewEntryRate
 from cache_svc.owned_task import owned_task
 from cache_svc.plain_index import PlainIndex
 from cache_svc.quarantine import Quarantine
 from cache_svc.rw_lock import ReadersWriterLock
 from cache_svc.scoped_index import PLAIN_ROWS, ScopedIndex
 from cache_svc.settings import CacheSettings
-from cache_svc.sieve import Sieve
 from cache_svc.stats import Stats
-from tests.fixtures.cache import entry_of, key_of, random_unit
+from tests.fixtures.cache import TurnedClock, entry_of, key_of, random_unit
 
 
 def test_readers_share_and_a_waiting_writer_comes_next() -> None:
@@ -89,6 +91,57 @@ def test_sieve_gives_a_second_chance_once() -> None:
     queue.remove(1)
     with pytest.raises(LookupError):
         queue.victim()
+
+
+def test_gdsf_keeps_what_saves_most_for_its_bytes() -> None:
+    """The least worth goes first, hits count as often as they came, the oldest first of equals."""
+    queue = Gdsf()
+    for entry_id, worth in ((0, 1.0), (1, 1.0), (2, 2.5), (3, 1.0)):
+        queue.add(entry_id, worth)
+    queue.touch(0)
+    queue.touch(0)
+    order = []
+    for _ in range(4):
+        order.append(queue.victim())
+        queue.remove(order[-1])
+    assert order == [1, 3, 2, 0]
+    with pytest.raises(LookupError):
+        queue.victim()
+
+
+def test_gdsf_forgets_old_fame() -> None:
+    """What was popular once is overtaken by what is asked for now, in bounded time."""
+    queue = Gdsf()
+    queue.add(0, 1.0)
+    for _ in range(50):
+        queue.touch(0)
+    for newcomer in range(1, 200):
+        queue.add(newcomer, 1.0)
+        queue.touch(newcomer)
+        if (victim := queue.victim()) == 0:
+            break
+        queue.remove(victim)
+    assert victim == 0
+    assert newcomer < 120
+    for entry_id in range(1000, 3000):
+        queue.add(entry_id, 1.0)
+        queue.remove(entry_id)
+    assert len(queue._heap) < 200
+
+
+def test_new_entries_have_a_rate_for_each_tenant() -> None:
+    """A burst is taken, the flood behind it refused, and another tenant not touched by it."""
+    clock = TurnedClock()
+    rate = NewEntryRate(2.0, 5, clock, max_tenants=2)
+    assert [rate.admits("loud") for _ in range(7)] == [True] * 5 + [False] * 2
+    assert rate.admits("quiet")
+    clock.now_s += 1.0
+    assert [rate.admits("loud") for _ in range(3)] == [True, True, False]
+    clock.now_s += 100.0
+    assert [rate.admits("loud") for _ in range(6)] == [True] * 5 + [False]
+    for tenant in ("a", "b"):
+        rate.admits(tenant)
+    assert len(rate._buckets) == 2
 
 
 def test_quarantine_is_bounded_and_per_tenant() -> None:

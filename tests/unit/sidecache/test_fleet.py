@@ -126,6 +126,8 @@ def test_the_plan_stops_from_the_front(tmp_path: Path) -> None:
     router = specs[-1].environment
     assert json.loads(router["SIDECACHE_ROUTER_WORKERS"]) == ["127.0.0.1:7071", "127.0.0.1:7072"]
     assert router["SIDECACHE_ROUTER_CACHE"] == specs[0].address == f"unix:{tmp_path}/cache.sock"
+    # Answers outlive the fleet, in the folder that is its own.
+    assert specs[0].environment["SIDECACHE_CACHE_STORE__PATH"] == str(state.folder / "cache")
 
 
 def test_ports(tmp_path: Path) -> None:

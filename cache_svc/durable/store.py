@@ -1,0 +1,285 @@
+"""The durable answer store: answers in memory, and every change behind them on disk.
+
+A lookup never waits for a disk: everything it needs is in memory, bounded by
+``max_bytes``. The database is what the next process starts from.
+"""
+
+import contextlib
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from cache_svc.durable.database import AnswerDatabase, Bar, CorruptDatabase
+from cache_svc.durable.folder import claimed_folder, make_private, set_aside
+from cache_svc.durable.row import (
+    CorruptRow,
+    Restored,
+    VectorRow,
+    read_entry,
+    write_entry,
+    write_vector,
+)
+from cache_svc.durable.timeline import Timeline
+from cache_svc.durable.writer import WriteBehind
+from cache_svc.entry import DuplicateId, Entry
+from cache_svc.store import (
+    Clock,
+    EntryTooLarge,
+    MemoryStore,
+    NotDurable,
+    Removal,
+    RemovalListener,
+)
+from cache_svc.vector_index import Vector
+from sidecache.errors import SetupError
+
+_log = logging.getLogger(__name__)
+
+# What an acknowledged Store outlives: nothing (it is only queued), this process
+# (the system has it), or a power cut (the disk has it).
+Durability = Literal["memory", "written", "synced"]
+OnCorrupt = Literal["set_aside", "refuse"]
+# What a row costs beside its answer and vector while it waits to be written.
+_ROW_BYTES = 1200
+
+
+class DurableStore(MemoryStore):
+    """A MemoryStore whose every change is also written to a database.
+
+    Open one with :func:`open_durable_store`.
+
+    Args:
+        writer: takes the changes to disk.
+        embedder: number of the embedder whose vectors come with new entries.
+        timeline: between this process's clock and the database's.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        clock: Clock,
+        on_removed: RemovalListener,
+        *,
+        writer: WriteBehind,
+        embedder: int,
+        timeline: Timeline,
+        durability: Durability,
+    ) -> None:
+        super().__init__(max_bytes, clock, self._note_removed)
+        self._tell_removed = on_removed
+        self._writer = writer
+        self._embedder = embedder
+        self._timeline = timeline
+        self._durability = durability
+        self._numbers: dict[int, int] = {}
+        self._next_number = 1
+
+    def put(self, entry: Entry, vector: Vector | None = None) -> None:
+        self._writer.check_writable()
+        # Whom it replaces goes in the same transaction as it comes.
+        with self._writer.one_change():
+            super().put(entry)
+            number = self._next_number
+            self._next_number += 1
+            self._numbers[entry.id] = number
+            embedder = 0 if vector is None else self._embedder
+            row = write_entry(number, entry, embedder, self._timeline)
+            beside = None if vector is None else write_vector(number, entry.id, vector)
+            size = _ROW_BYTES + len(entry.answer) + (0 if vector is None else vector.nbytes)
+            self._writer.add(row, beside, size)
+
+    async def settled(self, entries: Sequence[Entry]) -> list[Entry]:
+        if self._durability == "memory":
+            return []
+        await self._writer.settled()
+        numbers = ((entry, self._numbers.get(entry.id)) for entry in entries)
+        lost = [e for e, number in numbers if number is not None and self._writer.is_lost(number)]
+        self.remove(lost, Removal.UNWRITTEN)
+        return lost
+
+    async def removals_settled(self) -> None:
+        if not await self._writer.settled(sync=True):
+            raise NotDurable("removed here, but the disk takes no writes; it is tried again")
+
+    def set_bar(self, bar: Bar, barred: bool) -> None:
+        """Remember across restarts that a request is barred from the semantic tier, or free."""
+        self._writer.set_bar(bar, barred=barred)
+
+    def restore(self, entries: Iterable[Restored], damaged: Iterable[int]) -> None:
+        """Take in what is on disk already, oldest first; what is past its time goes there too.
+
+        Args:
+            entries: with the numbers of their rows.
+            damaged: numbers of rows that are to be deleted.
+        """
+        now_s = self._clock()
+        number = 0
+        dropped = list(damaged)
+        for number, entry in entries:
+            if entry.expires_s <= now_s:
+                dropped.append(number)
+                continue
+            try:
+                super().put(entry)
+            except (EntryTooLarge, DuplicateId):  # a smaller bound; a copy of a row
+                dropped.append(number)
+            else:
+                self._numbers[entry.id] = number
+        self._next_number = max([number, *dropped]) + 1
+        self._writer.remove(dropped)
+
+    def by_id(self, entry_id: int) -> Entry | None:
+        """The entry with this id, whoever's it is; to bring its vector back."""
+        return self._by_id.get(entry_id)
+
+    def _note_removed(self, entries: Sequence[Entry], why: Removal) -> None:
+        self._writer.remove([self._numbers.pop(entry.id) for entry in entries])
+        self._tell_removed(entries, why)
+
+
+class Opened(NamedTuple):
+    """A durable store with what else its database knows.
+
+    Attributes:
+        bars: requests that were barred from the semantic tier, oldest first.
+        vectors: the vectors on disk, for :func:`cache_svc.durable.restore.restore_vectors`.
+    """
+
+    store: DurableStore
+    bars: list[Bar]
+    vectors: Callable[[int, int], list[VectorRow]]
+
+
+@contextlib.contextmanager
+def open_durable_store(
+    folder: Path,
+    max_bytes: int,
+    clock: Clock,
+    on_removed: RemovalListener,
+    *,
+    fingerprint: str = "",
+    durability: Durability = "written",
+    on_corrupt: OnCorrupt = "set_aside",
+    max_waiting_bytes: int = 64 << 20,
+    system_clock: Callable[[], float] = time.time,
+) -> Iterator[Opened]:
+    """Open the store of a folder with all its answers; leaving the block writes what waits.
+
+    Args:
+        folder: private to one process at a time; made if need be.
+        max_bytes: as for MemoryStore; what does not fit any more is evicted.
+        clock: monotonic seconds.
+        on_removed: as for MemoryStore.
+        fingerprint: of the embedder in use; vectors of others are not loaded.
+        durability: what an acknowledged entry outlives.
+        on_corrupt: what to do with a damaged database.
+        max_waiting_bytes: of answers that wait for the disk; beyond it they are refused.
+        system_clock: Unix seconds.
+
+    Raises:
+        SetupError: the folder or its database cannot be used; the text says why.
+    """
+    with contextlib.ExitStack() as held:
+        path = held.enter_context(claimed_folder(folder))
+        started_s = time.perf_counter()
+        with _collector_resting():
+            loaded = _load_or_set_aside(path, clock, system_clock, fingerprint, on_corrupt)
+            held.callback(loaded.database.close)
+            writer = WriteBehind(
+                loaded.database,
+                loaded.timeline.now,
+                sync=durability == "synced",
+                max_waiting_bytes=max_waiting_bytes,
+            )
+            held.callback(writer.close)
+            store = DurableStore(
+                max_bytes,
+                clock,
+                on_removed,
+                writer=writer,
+                embedder=loaded.embedder,
+                timeline=loaded.timeline,
+                durability=durability,
+            )
+            store.restore(loaded.entries, loaded.damaged)
+        reader = AnswerDatabase(path)
+        held.callback(reader.close)
+        _log.info(
+            "%d answers are back after %.1f s",
+            store.usage().entries,
+            time.perf_counter() - started_s,
+        )
+        yield Opened(store, loaded.bars, reader.vectors)
+
+
+class _Loaded(NamedTuple):
+    """All of a database but its vectors; ``damaged``: numbers of rows that are not served."""
+
+    database: AnswerDatabase
+    timeline: Timeline
+    embedder: int
+    bars: list[Bar]
+    entries: list[Restored]
+    damaged: list[int]
+
+
+def _load_or_set_aside(
+    path: Path,
+    clock: Clock,
+    system_clock: Callable[[], float],
+    fingerprint: str,
+    on_corrupt: OnCorrupt,
+) -> _Loaded:
+    try:
+        loaded = _load(path, clock, system_clock, fingerprint)
+    except CorruptDatabase as error:
+        if on_corrupt == "refuse":
+            raise SetupError(f"{error.text}; restore it, or set store.on_corrupt") from error
+        aside = set_aside(path)
+        _log.error("%s; it lies in %s now, the store starts empty", error.text, aside)
+        make_private(path)
+        return _load(path, clock, system_clock, fingerprint)
+    if loaded.damaged:
+        if on_corrupt == "refuse":
+            loaded.database.close()
+            count = len(loaded.damaged)
+            raise SetupError(f"{path} has {count} damaged answers; set store.on_corrupt to go on")
+        _log.error("%d answers of %s are damaged and dropped", len(loaded.damaged), path)
+    return loaded
+
+
+def _load(path: Path, clock: Clock, system_clock: Callable[[], float], fingerprint: str) -> _Loaded:
+    """Read and check every answer.
+
+    The scan reads each page of the answers and each row has a checksum, so
+    SQLite's own quick_check (which reads the vectors too) would find little more.
+    """
+    database = AnswerDatabase(path)
+    try:
+        timeline = Timeline(clock, system_clock(), database.last_commit_s)
+        embedder = database.embedder(fingerprint)
+        entries, damaged = [], []
+        for row in database.entries():
+            try:
+                entries.append(read_entry(row, embedder, timeline))
+            except CorruptRow:
+                damaged.append(row[0])
+        return _Loaded(database, timeline, embedder, database.bars(), entries, damaged)
+    except BaseException:
+        database.close()
+        raise
+
+
+@contextlib.contextmanager
+def _collector_resting() -> Iterator[None]:
+    """Millions of new objects, none of them garbage: collecting would double the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
