@@ -15,6 +15,7 @@ from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedd
 from cache_svc.embedding_queue import EmbeddingQueue
 from cache_svc.faiss_index import FaissIndex
 from cache_svc.intake import Intake, IntakeLimits
+from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
 from cache_svc.owned_task import owned_task
@@ -25,6 +26,7 @@ from cache_svc.settings import CacheSettings, SemanticSettings
 from cache_svc.stats import Stats
 from cache_svc.store import AnswerStore, Clock, MemoryStore
 from cache_svc.vector_index import VectorRefused, check_vector
+from cache_svc.verifier import PairVerifier
 from observability.metrics import LookupMetrics, StoreMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
@@ -50,7 +52,8 @@ async def serve(
         queue = None
         if settings.semantic.enabled:
             queue = await stack.enter_async_context(_open_queue(settings.semantic))
-        service, store = _assemble(settings, telemetry, queue, executor, clock)
+        verifier = await asyncio.to_thread(_load_verifier, settings.semantic)
+        service, store = _assemble(settings, telemetry, queue, verifier, executor, clock)
         sweep = _sweep(store, settings.sweep_interval_s)
         await stack.enter_async_context(owned_task(sweep, "expiry sweep"))
 
@@ -66,6 +69,7 @@ def _assemble(
     settings: CacheSettings,
     telemetry: Telemetry,
     queue: EmbeddingQueue | None,
+    verifier: PairVerifier,
     executor: Executor,
     clock: Clock,
 ) -> tuple[CacheService, AnswerStore]:
@@ -84,7 +88,9 @@ def _assemble(
         telemetry.meter, lambda: store.usage().entries, lambda: store.usage().bytes
     )
     quarantine = Quarantine(settings.semantic.max_quarantined)
-    tier = None if queue is None else _semantic_tier(settings.semantic, queue, index)
+    tier = None
+    if queue is not None:
+        tier = _semantic_tier(settings.semantic, queue, index, verifier, executor)
     service = CacheService(
         LookupPath(store, tier, clock, telemetry.tracer),
         Intake(store, index, queue, quarantine, _limits(settings), clock),
@@ -101,15 +107,20 @@ def _assemble(
 
 
 def _semantic_tier(
-    settings: SemanticSettings, queue: EmbeddingQueue, index: ScopedIndex
+    settings: SemanticSettings,
+    queue: EmbeddingQueue,
+    index: ScopedIndex,
+    verifier: PairVerifier,
+    executor: Executor,
 ) -> SemanticTier:
     return SemanticTier(
         queue,
         index,
-        LexicalGuard(),
+        verifier,
         min_similarity=settings.min_similarity,
         neighbors=settings.neighbors,
         budget_s=settings.budget_s,
+        executor=executor,
     )
 
 
@@ -133,6 +144,12 @@ async def _open_queue(settings: SemanticSettings) -> AsyncIterator[EmbeddingQueu
         kept_vectors=settings.kept_vectors,
     ) as queue:
         yield queue
+
+
+def _load_verifier(settings: SemanticSettings) -> PairVerifier:
+    """The verifier that the settings name; a tier that is off needs no weights."""
+    learned = settings.enabled and settings.verifier == "learned"
+    return LearnedVerifier() if learned else LexicalGuard()
 
 
 def _load_embedder(settings: SemanticSettings) -> Embedder:
