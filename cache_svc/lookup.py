@@ -21,7 +21,7 @@ from cache_svc.entry import Entry, Key, Query
 from cache_svc.scoped_index import ScopedIndex
 from cache_svc.store import AnswerStore, Clock
 from cache_svc.vector_index import Neighbor
-from cache_svc.verifier import PairVerifier
+from cache_svc.verifier import PairVerifier, Verdict
 from sidecache.errors import SidecacheError
 
 # Time kept back for the answer's way to a caller whose deadline is near.
@@ -87,6 +87,8 @@ class SemanticTier:
             look-alike does not hide a true paraphrase behind it.
         budget_s: longest time a lookup may spend here.
         executor: runs what of the verifier is too slow for the event loop.
+        max_judged: most candidates of one lookup that go there, which bounds its time;
+            of the rest only those are considered that the screen settles.
     """
 
     queue: EmbeddingQueue
@@ -96,6 +98,16 @@ class SemanticTier:
     neighbors: int
     budget_s: float
     executor: Executor | None = None
+    max_judged: int = 2
+
+
+def _verified(entry: Entry, similarity: float, verdict: Verdict | None) -> Candidate:
+    """The candidate with its verdict; None: nearer ones used up what a lookup may spend."""
+    if verdict is None:
+        return Candidate(entry, similarity, MissReason.REJECTED, "not judged: nearer ones were")
+    if verdict.accepted:
+        return Candidate(entry, similarity, None, "accepted")
+    return Candidate(entry, similarity, MissReason.REJECTED, f"verifier: {verdict.reason}")
 
 
 class LookupPath:
@@ -185,6 +197,7 @@ class LookupPath:
     ) -> AsyncGenerator[Candidate, None]:
         """Decide about each neighbour in turn; those that left the store meanwhile are skipped."""
         floor = self.floor(query)
+        may_judge = semantic.max_judged
         for entry_id, similarity in neighbors:
             entry = self._store.get(query.key.tenant, entry_id)
             if entry is None or entry.key.place != query.key.place:
@@ -195,23 +208,23 @@ class LookupPath:
             elif query.max_age_s is not None and self._age_s(entry) > query.max_age_s:
                 yield Candidate(entry, similarity, MissReason.STALE, "older than max_age")
             else:
-                candidate = await self._verify(semantic, query, entry, similarity)
+                pair = (query.key.text, entry.key.text, similarity)
+                judged = semantic.verifier.screen(*pair)
+                if judged is None and may_judge > 0:
+                    may_judge -= 1
+                    judged = await self._on_thread(semantic, *pair)
                 # Reported wrong, expired or replaced while a thread looked at it.
                 if self._store.get(query.key.tenant, entry_id) is entry:
-                    yield candidate
+                    yield _verified(entry, similarity, judged)
 
     @staticmethod
-    async def _verify(
-        semantic: SemanticTier, query: Query, entry: Entry, similarity: float
-    ) -> Candidate:
-        pair = (query.key.text, entry.key.text, similarity)
-        verdict = semantic.verifier.screen(*pair)
-        if verdict is None:  # only the costly part changes the thread
-            loop = asyncio.get_running_loop()
-            verdict = await loop.run_in_executor(semantic.executor, semantic.verifier.verify, *pair)
-        if verdict.accepted:
-            return Candidate(entry, similarity, None, "accepted")
-        return Candidate(entry, similarity, MissReason.REJECTED, f"verifier: {verdict.reason}")
+    async def _on_thread(
+        semantic: SemanticTier, query: str, candidate: str, similarity: float
+    ) -> Verdict:
+        """Only the costly part of the verifier changes the thread."""
+        verify = semantic.verifier.verify
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(semantic.executor, verify, query, candidate, similarity)
 
     async def _choose(self, candidates: AsyncGenerator[Candidate, None]) -> Hit | Miss:
         """The nearest candidate that passed everything, or the best reason why none did."""

@@ -134,6 +134,14 @@ async def test_only_the_costly_part_changes_the_thread(cache: Cache) -> None:
     assert [name.split("_")[0] for name in cache.verifier.threads] == ["judge", "judge"]
 
 
+async def test_a_lookup_judges_two_candidates_at_most(cache: Cache) -> None:
+    """A crowd of look-alikes cannot make one lookup long."""
+    for i in range(4):
+        await cache.put(f"cats: trap {i}")
+    assert await cache.ask("cats: hard") == Miss(MissReason.REJECTED)
+    assert len(cache.verifier.threads) == 2
+
+
 async def test_an_answer_removed_while_it_is_judged_is_not_served(cache: Cache) -> None:
     """Feedback wins over a verdict that was on its way."""
     stored = await cache.put("cats: one")
