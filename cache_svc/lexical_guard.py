@@ -13,15 +13,20 @@ from typing import NamedTuple
 
 from cache_svc.guard.additions import weighty_addition
 from cache_svc.guard.contrasts import contrast
-from cache_svc.guard.exchange import difference, exchanged, names_differ
+from cache_svc.guard.exchange import Difference, difference, exchanged, names_differ
 from cache_svc.guard.literals import read_literals
 from cache_svc.guard.meaning import content
 from cache_svc.guard.negation import is_negated
 from cache_svc.guard.order import order_differs
 from cache_svc.guard.quantities import Figures, figures_differ, read_figures
-from cache_svc.guard.words import Word, read_words
+from cache_svc.guard.words import Word, listed, read_words
 from cache_svc.verifier import ACCEPTED, Verdict
 
+# Little words that change a question: its kind, its time, its duty.
+_ASKING = listed(
+    """who whom whose what which when where why how long many much far often
+    should must ought was were did will would been had only"""
+)
 _VOCABULARY = Path(__file__).parent / "minilm" / "tokenizer.json"
 
 
@@ -58,16 +63,50 @@ class LexicalGuard:
         self._read = lru_cache(kept_readings)(read)
 
     def verify(self, query: str, candidate: str, similarity: float) -> Verdict:
-        """Veto a pair that differs in a fact; similarity plays no part in it."""
+        """Veto a pair that differs in a fact or a word; similarity plays no part in it."""
+        fact = self.facts(query, candidate)
+        return self.wordings(query, candidate) if fact.accepted else fact
+
+    def screen(self, query: str, candidate: str, similarity: float) -> Verdict | None:
+        """All of the guard is cheap, so that its screen is its last word."""
+        return self.verify(query, candidate, similarity)
+
+    def facts(self, query: str, candidate: str) -> Verdict:
+        """Only the surest rules: numbers, negation, opposites, order, quotations."""
         one, other = self._read(query), self._read(candidate)
         for rule, differs in _FACTS.items():
             if reason := differs(one, other):
                 return Verdict(accepted=False, rule=rule, reason=f"{rule}: {reason}")
-        rest = difference(one.content, other.content, self._known)
+        return ACCEPTED
+
+    def wordings(self, query: str, candidate: str) -> Verdict:
+        """Only the bolder rules: words that one prompt says and the other does not."""
+        rest = self.difference(query, candidate)
         for rule, differs_in in _WORDINGS.items():
             if reason := differs_in(rest):
                 return Verdict(accepted=False, rule=rule, reason=f"{rule}: {reason}")
         return ACCEPTED
+
+    def difference(self, query: str, candidate: str) -> Difference:
+        """The words of meaning that only one of both prompts says."""
+        one, other = self._read(query), self._read(candidate)
+        return difference(one.content, other.content, self._known)
+
+    def says_the_same(self, query: str, candidate: str) -> bool:
+        """Whether both ask in the same words, in the same order, up to spelling and courtesy.
+
+        Presumes that :meth:`facts` lets the pair pass.
+        """
+        rest = self.difference(query, candidate)
+        if rest.one or rest.other:
+            return False
+        one, other = self._read(query), self._read(candidate)
+        if _asking(one) != _asking(other):
+            return False
+        shared = one.stems & other.stems
+        return [w.stem for w in one.content if w.stem in shared] == [
+            w.stem for w in other.content if w.stem in shared
+        ]
 
 
 def read(text: str) -> Reading:
@@ -82,6 +121,10 @@ def read(text: str) -> Reading:
         read_literals(text),
         is_negated(words),
     )
+
+
+def _asking(reading: Reading) -> frozenset[str]:
+    return frozenset(word.text for word in reading.words if word.text in _ASKING)
 
 
 def _negation(one: Reading, other: Reading) -> str:

@@ -6,8 +6,9 @@ inside one scope of one tenant, the verifier has the last word.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Iterable
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from cache_svc.entry import Entry, Key, Query
 from cache_svc.scoped_index import ScopedIndex
 from cache_svc.store import AnswerStore, Clock
 from cache_svc.vector_index import Neighbor
-from cache_svc.verifier import PairVerifier
+from cache_svc.verifier import PairVerifier, Verdict
 from sidecache.errors import SidecacheError
 
 # Time kept back for the answer's way to a caller whose deadline is near.
@@ -85,6 +86,9 @@ class SemanticTier:
         neighbors: how many of the nearest are considered, so that one rejected
             look-alike does not hide a true paraphrase behind it.
         budget_s: longest time a lookup may spend here.
+        executor: runs what of the verifier is too slow for the event loop.
+        max_judged: most candidates of one lookup that go there, which bounds its time;
+            of the rest only those are considered that the screen settles.
     """
 
     queue: EmbeddingQueue
@@ -93,6 +97,17 @@ class SemanticTier:
     min_similarity: float
     neighbors: int
     budget_s: float
+    executor: Executor | None = None
+    max_judged: int = 2
+
+
+def _verified(entry: Entry, similarity: float, verdict: Verdict | None) -> Candidate:
+    """The candidate with its verdict; None: nearer ones used up what a lookup may spend."""
+    if verdict is None:
+        return Candidate(entry, similarity, MissReason.REJECTED, "not judged: nearer ones were")
+    if verdict.accepted:
+        return Candidate(entry, similarity, None, "accepted")
+    return Candidate(entry, similarity, MissReason.REJECTED, f"verifier: {verdict.reason}")
 
 
 class LookupPath:
@@ -140,8 +155,9 @@ class LookupPath:
         """
         if self._semantic is None or not query.key.text:
             return []
-        neighbors = await self._neighbors(self._semantic, query.key, time_left_s)
-        return list(self._judge(self._semantic, query, neighbors))
+        async with self._budget(self._semantic, time_left_s):
+            neighbors = await self._neighbors(self._semantic, query.key)
+            return [one async for one in self._judge(self._semantic, query, neighbors)]
 
     async def _find_similar(self, query: Query, time_left_s: float | None) -> Hit | Miss:
         """The nearest answer of the same meaning; a failure here is a miss, never an error."""
@@ -149,9 +165,11 @@ class LookupPath:
         if semantic is None or not query.key.text:
             return Miss(MissReason.NOT_COMPARABLE)
         try:
-            neighbors = await self._neighbors(semantic, query.key, time_left_s)
-            with self._span("cache verify"):
-                return self._choose(self._judge(semantic, query, neighbors))
+            async with self._budget(semantic, time_left_s):
+                neighbors = await self._neighbors(semantic, query.key)
+                with self._span("cache verify"):
+                    async with aclosing(self._judge(semantic, query, neighbors)) as candidates:
+                        return await self._choose(candidates)
         except NotComparable:
             return Miss(MissReason.NOT_COMPARABLE)
         except TimeoutError:
@@ -161,23 +179,25 @@ class LookupPath:
         except Exception as error:  # noqa: BLE001  # a sick tier costs a hit, never the request
             return Miss(MissReason.DEGRADED, type(error).__name__)
 
-    async def _neighbors(
-        self, semantic: SemanticTier, key: Key, time_left_s: float | None
-    ) -> list[Neighbor]:
-        budget_s = semantic.budget_s
-        if time_left_s is not None:
-            budget_s = min(budget_s, time_left_s - REPLY_MARGIN_S)
-        async with asyncio.timeout(budget_s):
-            with self._span("cache embed"):
-                vector = await semantic.queue.vector(key.text)
-            with self._span("cache search"):
-                return await semantic.index.search(key.place, vector, semantic.neighbors)
+    @staticmethod
+    def _budget(semantic: SemanticTier, time_left_s: float | None) -> asyncio.Timeout:
+        """What a lookup may spend on similarity, within the time its caller has left."""
+        if time_left_s is None:
+            return asyncio.timeout(semantic.budget_s)
+        return asyncio.timeout(min(semantic.budget_s, time_left_s - REPLY_MARGIN_S))
 
-    def _judge(
+    async def _neighbors(self, semantic: SemanticTier, key: Key) -> list[Neighbor]:
+        with self._span("cache embed"):
+            vector = await semantic.queue.vector(key.text)
+        with self._span("cache search"):
+            return await semantic.index.search(key.place, vector, semantic.neighbors)
+
+    async def _judge(
         self, semantic: SemanticTier, query: Query, neighbors: Iterable[Neighbor]
-    ) -> Iterator[Candidate]:
+    ) -> AsyncGenerator[Candidate, None]:
         """Decide about each neighbour in turn; those that left the store meanwhile are skipped."""
         floor = self.floor(query)
+        may_judge = semantic.max_judged
         for entry_id, similarity in neighbors:
             entry = self._store.get(query.key.tenant, entry_id)
             if entry is None or entry.key.place != query.key.place:
@@ -188,19 +208,28 @@ class LookupPath:
             elif query.max_age_s is not None and self._age_s(entry) > query.max_age_s:
                 yield Candidate(entry, similarity, MissReason.STALE, "older than max_age")
             else:
-                yield self._verify(semantic, query, entry, similarity)
+                pair = (query.key.text, entry.key.text, similarity)
+                judged = semantic.verifier.screen(*pair)
+                if judged is None and may_judge > 0:
+                    may_judge -= 1
+                    judged = await self._on_thread(semantic, *pair)
+                # Reported wrong, expired or replaced while a thread looked at it.
+                if self._store.get(query.key.tenant, entry_id) is entry:
+                    yield _verified(entry, similarity, judged)
 
     @staticmethod
-    def _verify(semantic: SemanticTier, query: Query, entry: Entry, similarity: float) -> Candidate:
-        verdict = semantic.verifier.verify(query.key.text, entry.key.text, similarity)
-        if verdict.accepted:
-            return Candidate(entry, similarity, None, "accepted")
-        return Candidate(entry, similarity, MissReason.REJECTED, f"verifier: {verdict.reason}")
+    async def _on_thread(
+        semantic: SemanticTier, query: str, candidate: str, similarity: float
+    ) -> Verdict:
+        """Only the costly part of the verifier changes the thread."""
+        verify = semantic.verifier.verify
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(semantic.executor, verify, query, candidate, similarity)
 
-    def _choose(self, candidates: Iterator[Candidate]) -> Hit | Miss:
+    async def _choose(self, candidates: AsyncGenerator[Candidate, None]) -> Hit | Miss:
         """The nearest candidate that passed everything, or the best reason why none did."""
         refusals = set()
-        for candidate in candidates:
+        async for candidate in candidates:
             if candidate.refusal is None:
                 age_s = self._age_s(candidate.entry)
                 return Hit(Tier.SEMANTIC, candidate.entry, age_s, candidate.similarity)

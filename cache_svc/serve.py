@@ -17,6 +17,7 @@ from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedd
 from cache_svc.embedding_queue import EmbeddingQueue
 from cache_svc.growing_index import Builder, GrowingIndex, RebuildPolicy
 from cache_svc.intake import Intake, IntakeLimits
+from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
 from cache_svc.new_entry_rate import NewEntryRate
@@ -28,6 +29,7 @@ from cache_svc.settings import CacheSettings, SemanticSettings
 from cache_svc.stats import Stats
 from cache_svc.store import AnswerStore, Clock, MemoryStore
 from cache_svc.vector_index import VectorRefused, check_vector
+from cache_svc.verifier import PairVerifier
 from observability.metrics import LookupMetrics, StoreMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
@@ -61,8 +63,12 @@ async def serve(
         stats = Stats()
         departures = Departures(index, stats)
         durable = await _open_durable(stack, settings, queue, clock, departures)
+        tier = None
+        if queue is not None:
+            verifier = await asyncio.to_thread(_load_verifier, settings.semantic)
+            tier = _semantic_tier(settings.semantic, queue, index, verifier, executor)
         service, store = _assemble(
-            settings, telemetry, queue, index, stats, departures, durable, clock
+            settings, telemetry, queue, tier, index, stats, departures, durable, clock
         )
         if durable is not None:
             vectors = restore_vectors(durable.vectors, durable.store, index)
@@ -124,6 +130,7 @@ def _assemble(
     settings: CacheSettings,
     telemetry: Telemetry,
     queue: EmbeddingQueue | None,
+    tier: SemanticTier | None,
     index: ScopedIndex,
     stats: Stats,
     departures: Departures,
@@ -144,7 +151,6 @@ def _assemble(
     )
     admission = settings.admission
     rate = NewEntryRate(admission.new_entries_per_s, admission.burst, clock)
-    tier = None if queue is None else _semantic_tier(settings.semantic, queue, index)
     service = CacheService(
         LookupPath(store, tier, clock, telemetry.tracer),
         Intake(store, index, queue, quarantine, _limits(settings), clock, rate),
@@ -161,15 +167,20 @@ def _assemble(
 
 
 def _semantic_tier(
-    settings: SemanticSettings, queue: EmbeddingQueue, index: ScopedIndex
+    settings: SemanticSettings,
+    queue: EmbeddingQueue,
+    index: ScopedIndex,
+    verifier: PairVerifier,
+    executor: Executor,
 ) -> SemanticTier:
     return SemanticTier(
         queue,
         index,
-        LexicalGuard(),
+        verifier,
         min_similarity=settings.min_similarity,
         neighbors=settings.neighbors,
         budget_s=settings.budget_s,
+        executor=executor,
     )
 
 
@@ -193,6 +204,12 @@ async def _open_queue(settings: SemanticSettings) -> AsyncIterator[EmbeddingQueu
         kept_vectors=settings.kept_vectors,
     ) as queue:
         yield queue
+
+
+def _load_verifier(settings: SemanticSettings) -> PairVerifier:
+    """The verifier that the settings name; a tier that is off needs no weights."""
+    learned = settings.enabled and settings.verifier == "learned"
+    return LearnedVerifier() if learned else LexicalGuard()
 
 
 def _load_embedder(settings: SemanticSettings) -> Embedder:

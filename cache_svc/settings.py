@@ -33,6 +33,9 @@ class SemanticSettings(BaseModel):
     """Prompts longer than this are not even tokenized."""
     min_similarity: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.8
     """Floor of cosine similarity. A request may raise it, never lower it."""
+    verifier: Literal["learned", "rules"] = "learned"
+    """Who has the last word on a pair. The learned one needs the MiniLM that `sidecache pull`
+    fetches; rules alone need no weights, cost less, and serve more wrong answers."""
     neighbors: Annotated[int, Field(ge=1, le=64)] = 4
     """How many of the nearest answers are considered."""
     budget_s: PositiveSeconds = 0.045

@@ -24,10 +24,19 @@ ACCEPTED = Verdict(accepted=True)
 
 
 class PairVerifier(Protocol):
-    """Judges a pair of prompts of one scope. Deterministic and symmetric; at most 1 ms."""
+    """Judges a pair of prompts of one scope. Deterministic and symmetric."""
+
+    def screen(self, query: str, candidate: str, similarity: float) -> Verdict | None:
+        """The verdict where cheap features settle it, within 1 ms; None: ask :meth:`verify`.
+
+        A verdict given here is the one that :meth:`verify` would give.
+        """
+        ...
 
     def verify(self, query: str, candidate: str, similarity: float) -> Verdict:
         """Judge whether the answer to ``candidate`` also answers ``query``.
+
+        May take some milliseconds, so that it belongs on a thread; safe on several.
 
         Args:
             query: the prompt asked now.

@@ -1,16 +1,27 @@
-"""What every PairVerifier promises, and which look-alikes the default one tells apart."""
+"""What every PairVerifier promises, and which look-alikes each must tell apart."""
 
 import time
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.verifier import PairVerifier
+from sidecache import weights
+from tests.contract.verifier_pairs import PARAPHRASES, TRAPS
 
-# A learned verifier joins this list.
-IMPLEMENTATIONS: dict[str, PairVerifier] = {"lexical": LexicalGuard()}
+_OPEN: dict[str, Callable[[], PairVerifier]] = {"rules": LexicalGuard, "learned": LearnedVerifier}
+
+
+@cache
+def _verifier(name: str) -> PairVerifier:
+    weights.pull("minilm-l6-v2-int8")
+    return _OPEN[name]()
+
 
 LOOK_ALIKES = [
     # numbers, times, dates, units
@@ -71,10 +82,9 @@ SAME_MEANING = [
 ]
 
 
-@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=list(IMPLEMENTATIONS))
+@pytest.fixture(params=list(_OPEN), scope="session")
 def verifier(request: pytest.FixtureRequest) -> PairVerifier:
-    chosen: PairVerifier = request.param
-    return chosen
+    return _verifier(request.param)
 
 
 @pytest.mark.parametrize(("one", "other"), LOOK_ALIKES)
@@ -95,10 +105,32 @@ def test_same_meaning_passes(verifier: PairVerifier, one: str, other: str) -> No
         assert verdict.accepted, verdict.reason
 
 
+@pytest.mark.parametrize("pair", [pair for pairs in TRAPS.values() for pair in pairs], ids=str)
+def test_traps_stay_refused(pair: tuple[str, str]) -> None:
+    """No later model or rule serves a trap that the default verifier once refused."""
+    for query, candidate in (pair, pair[::-1]):
+        assert not _verifier("learned").verify(query, candidate, 0.9).accepted
+
+
+@pytest.mark.parametrize("pair", [p for pairs in PARAPHRASES.values() for p in pairs], ids=str)
+def test_paraphrases_stay_served(pair: tuple[str, str]) -> None:
+    """No later model or rule refuses a paraphrase that the default verifier once served."""
+    for query, candidate in (pair, pair[::-1]):
+        verdict = _verifier("learned").verify(query, candidate, 0.9)
+        assert verdict.accepted, verdict.reason
+
+
+def test_a_screened_verdict_is_the_verdict(verifier: PairVerifier) -> None:
+    """What the cheap part settles, the whole verifier settles alike."""
+    for one, other in (*LOOK_ALIKES, *SAME_MEANING):
+        screened = verifier.screen(one, other, 0.9)
+        assert screened is None or screened == verifier.verify(one, other, 0.9)
+
+
 @given(text=st.text(max_size=300))
 def test_a_text_equals_itself(text: str) -> None:
     """No prompt, however odd, is told apart from itself."""
-    for verifier in IMPLEMENTATIONS.values():
+    for verifier in map(_verifier, _OPEN):
         assert verifier.verify(text, str(text), 1.0).accepted
 
 
@@ -110,7 +142,7 @@ _Words = st.sampled_from(sorted(_WORDS.split()))
 @given(one=st.lists(_Words, max_size=12), other=st.lists(_Words, max_size=12))
 def test_symmetric_and_repeatable(one: list[str], other: list[str]) -> None:
     """The verdict depends on the pair alone, not on which of the two is stored."""
-    for verifier in IMPLEMENTATIONS.values():
+    for verifier in map(_verifier, _OPEN):
         there = verifier.verify(" ".join(one), " ".join(other), 0.9)
         back = verifier.verify(" ".join(other), " ".join(one), 0.9)
         assert there.accepted == back.accepted
@@ -134,7 +166,7 @@ def test_hostile_prompts_are_judged_in_time(one: str, other: str) -> None:
     The bound is ten times what is needed, so that a busy machine passes and a
     quadratic rule (seconds) does not.
     """
-    for verifier in IMPLEMENTATIONS.values():
+    for verifier in map(_verifier, _OPEN):
         started = time.process_time()
         verifier.verify(one[:4096], other[:4096], 0.9)
         assert time.process_time() - started < 0.5

@@ -1,6 +1,7 @@
 """The lookup path and the intake together, on a fake embedder and a clock to turn."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -29,9 +30,23 @@ LIMITS = IntakeLimits(default_ttl_s=60, max_ttl_s=600, max_answer_bytes=10_000, 
 
 
 class WordVerifier:
-    """Rejects pairs of which one says "trap"."""
+    """Rejects pairs of which one says "trap"; thinks on a thread where one says "hard"."""
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+        self.may_judge = threading.Event()
+        self.may_judge.set()
+
+    def screen(self, query: str, candidate: str, similarity: float) -> Verdict | None:
+        return None if "hard" in query else self._judge(query, candidate)
 
     def verify(self, query: str, candidate: str, similarity: float) -> Verdict:
+        self.threads.append(threading.current_thread().name)
+        assert self.may_judge.wait(5)
+        return self._judge(query, candidate)
+
+    @staticmethod
+    def _judge(query: str, candidate: str) -> Verdict:
         if ("trap" in query) != ("trap" in candidate):
             return Verdict(accepted=False, rule="trap", reason="a trap")
         return ACCEPTED
@@ -49,6 +64,7 @@ class Cache:
     quarantine: Quarantine
     clock: TurnedClock
     stats: Stats
+    verifier: WordVerifier
 
     async def put(self, text: str, **fields: str) -> Stored | Refused:
         answer = answer_of(f"answer to {text}")
@@ -67,14 +83,15 @@ async def open_cache(
     *, max_bytes: int = 1 << 20, min_similarity: float = 0.9, cosine: float = 0.95
 ) -> AsyncIterator[Cache]:
     clock, embedder, stats = TurnedClock(), HashEmbedder(cosine), Stats()
-    with ThreadPoolExecutor(1) as executor:
+    with ThreadPoolExecutor(1, thread_name_prefix="judge") as executor:
         async with EmbeddingQueue.open(
             embedder, max_batch=4, max_waiting=64, max_text_bytes=1000, kept_vectors=16
         ) as queue:
             index = ScopedIndex(16, lambda: FaissIndex(16), executor, inline_rows=40)
             store = MemoryStore(max_bytes, clock, Departures(index, stats))
             quarantine = Quarantine(10)
-            tier = SemanticTier(queue, index, WordVerifier(), min_similarity, 4, 5.0)
+            verifier = WordVerifier()
+            tier = SemanticTier(queue, index, verifier, min_similarity, 4, 5.0, executor)
             yield Cache(
                 LookupPath(store, tier, clock, NoOpTracer()),
                 Intake(store, index, queue, quarantine, LIMITS, clock),
@@ -84,6 +101,7 @@ async def open_cache(
                 quarantine,
                 clock,
                 stats,
+                verifier,
             )
 
 
@@ -104,6 +122,37 @@ async def test_exact_then_semantic_then_miss(cache: Cache) -> None:
     assert similar.similarity == pytest.approx(0.95, abs=0.02)
     assert await cache.ask("dogs: one") == Miss(MissReason.BELOW_THRESHOLD)
     assert await cache.ask("cats: two", scope="elsewhere") == Miss(MissReason.ABSENT)
+
+
+async def test_only_the_costly_part_changes_the_thread(cache: Cache) -> None:
+    """What the screen settles stays on the event loop; what it leaves is judged on a thread."""
+    await cache.put("cats: one")
+    assert isinstance(await cache.ask("cats: two"), Hit)
+    assert not cache.verifier.threads
+    assert isinstance(await cache.ask("cats: hard"), Hit)
+    assert await cache.ask("cats: hard trap") == Miss(MissReason.REJECTED)
+    assert [name.split("_")[0] for name in cache.verifier.threads] == ["judge", "judge"]
+
+
+async def test_a_lookup_judges_two_candidates_at_most(cache: Cache) -> None:
+    """A crowd of look-alikes cannot make one lookup long."""
+    for i in range(4):
+        await cache.put(f"cats: trap {i}")
+    assert await cache.ask("cats: hard") == Miss(MissReason.REJECTED)
+    assert len(cache.verifier.threads) == 2
+
+
+async def test_an_answer_removed_while_it_is_judged_is_not_served(cache: Cache) -> None:
+    """Feedback wins over a verdict that was on its way."""
+    stored = await cache.put("cats: one")
+    assert isinstance(stored, Stored)
+    cache.verifier.may_judge.clear()
+    asked = asyncio.create_task(cache.ask("cats: hard"))
+    while not cache.verifier.threads:
+        await asyncio.sleep(0)
+    cache.store.remove([stored.entry], Removal.INVALIDATED)
+    cache.verifier.may_judge.set()
+    assert isinstance(await asked, Miss)
 
 
 async def test_exact_hits_need_no_embedder(cache: Cache) -> None:

@@ -1,0 +1,87 @@
+"""The learned pair verifier: the guard's surest rules, then a model that reads both prompts.
+
+Most look-alikes differ in a number, a negation, an opposite or a direction; rules
+see that in a fraction of a millisecond. What they leave goes to a small
+cross-encoder, which must be the surer the more the guard's bolder rules object.
+Why this and not rules alone: docs/decisions/0011-pair-verifier.md.
+"""
+
+from typing import NamedTuple
+
+from cache_svc.lexical_guard import LexicalGuard
+from cache_svc.pair_scorer import PairScorer
+from cache_svc.verifier import ACCEPTED, Verdict
+
+
+class Bounds(NamedTuple):
+    """How sure the model must be, as logits; chosen by training/verifier/tune.py.
+
+    Attributes:
+        same_words: where both prompts say the same words of meaning.
+        added: where one says more, or both are reworded throughout.
+        objected: where one of the guard's bolder rules would veto.
+    """
+
+    same_words: float = -4.0
+    added: float = 0.0
+    objected: float = 1.0
+
+
+class LearnedVerifier:
+    """Vetoes what rules or the model refuse; accepts only what both let pass.
+
+    Args:
+        scorer: the model; None: the one that ships.
+        guard: the rules; None: those of the lexical guard.
+        bounds: how sure the model must be.
+
+    Raises:
+        SetupError: the model's files, or the embedder's weights it builds on, are
+            missing or damaged.
+    """
+
+    def __init__(
+        self,
+        scorer: PairScorer | None = None,
+        guard: LexicalGuard | None = None,
+        bounds: Bounds = Bounds(),  # noqa: B008  # a tuple: nothing can change it
+    ) -> None:
+        self._bounds = bounds
+        self._scorer = PairScorer() if scorer is None else scorer
+        self._guard = LexicalGuard() if guard is None else guard
+
+    def screen(self, query: str, candidate: str, similarity: float) -> Verdict | None:
+        """Veto by the surest rules, accept what says the same; the model gets the rest."""
+        fact = self._guard.facts(query, candidate)
+        if not fact.accepted:
+            return fact
+        return ACCEPTED if self._guard.says_the_same(query, candidate) else None
+
+    def verify(self, query: str, candidate: str, similarity: float) -> Verdict:
+        """Ask the rules, and the model about what they leave."""
+        screened = self.screen(query, candidate, similarity)
+        if screened is not None:
+            return screened
+        logit = self._scorer.score(query, candidate)
+        if logit is None:
+            return Verdict(
+                accepted=False, rule="model", reason="model: both prompts together are too long"
+            )
+        bound, objection = self._bound(query, candidate)
+        if logit >= bound:
+            return ACCEPTED
+        return Verdict(
+            accepted=False,
+            rule="model",
+            reason=f"model: {logit:.2f} is under {bound:.2f}{objection}",
+        )
+
+    def _bound(self, query: str, candidate: str) -> tuple[float, str]:
+        """The least logit that is enough, and which rule objects."""
+        only_one, only_other, _ = self._guard.difference(query, candidate)
+        if not only_one and not only_other:
+            return self._bounds.same_words, ""
+        objection = self._guard.wordings(query, candidate)
+        if objection.accepted:
+            return self._bounds.added, ""
+        return self._bounds.objected, f" ({objection.reason})"

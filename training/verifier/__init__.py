@@ -1,0 +1,1 @@
+"""The learned pair verifier: its data, its training, its evaluation."""
