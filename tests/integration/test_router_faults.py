@@ -259,7 +259,9 @@ async def test_a_deadline_that_is_over_already_does_nothing(tmp_path: Path) -> N
 async def test_a_reader_that_stalls_is_cut_off(tmp_path: Path) -> None:
     """A client that reads nothing frees its engine slot after the stall time."""
     settings = {"limits": {"reader_stall_s": 0.3, "max_prompt_bytes": 1 << 20}}
-    fleet = [{"scripted": {"context_length": 2_000_000}, "coalesce_max_tokens": 64}]
+    # Large messages, so that the buffers on the way are soon full.
+    scripted = {"context_length": 2_000_000, "burst": 512}
+    fleet = [{"scripted": scripted, "coalesce_max_tokens": 512}]
     async with (
         scripted_stack(tmp_path, workers=fleet, router_=settings) as stack,
         stack.client.generate("hello", max_tokens=1_000_000, cache=BYPASS) as stream,
