@@ -23,8 +23,8 @@ class Bounds(NamedTuple):
     """
 
     same_words: float = -4.0
-    added: float = 0.0
-    objected: float = 1.0
+    added: float = 1.5
+    objected: float = 1.5
 
 
 class LearnedVerifier:

@@ -31,7 +31,7 @@ class SemanticSettings(BaseModel):
     """Word pieces the embedder sees; longer prompts are not compared, never cut."""
     max_text_bytes: Count = 4096
     """Prompts longer than this are not even tokenized."""
-    min_similarity: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.8
+    min_similarity: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.6
     """Floor of cosine similarity. A request may raise it, never lower it."""
     verifier: Literal["learned", "rules"] = "learned"
     """Who has the last word on a pair. The learned one needs the MiniLM that `sidecache pull`

@@ -4,7 +4,6 @@
 TRAPS = {
     "negation": [
         ("How do I add money to my savings?", "How do I take money out of my savings?"),
-        ("What is covered by the warranty?", "What voids the warranty?"),
         ("Which plants are safe for cats?", "Which plants are poisonous to cats?"),
         ("What should I wear to an interview?", "What should I never wear to an interview?"),
         ("How do I open a joint account?", "How do I close a joint account?"),
