@@ -8,8 +8,9 @@ inside one scope of one tenant, the verifier has the last word.
 import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import islice
 from typing import NamedTuple
 
 from opentelemetry.trace import Span, Tracer
@@ -17,6 +18,7 @@ from opentelemetry.trace import Span, Tracer
 from cache_svc.embedder import NotComparable
 from cache_svc.embedding_queue import EmbeddingQueue
 from cache_svc.entry import Entry, Key, Query
+from cache_svc.gate import Gate
 from cache_svc.scoped_index import ScopedIndex
 from cache_svc.store import AnswerStore, Clock
 from cache_svc.vector_index import Neighbor
@@ -43,6 +45,7 @@ class MissReason(Enum):
     REJECTED = "rejected"
     NOT_COMPARABLE = "not_comparable"
     DEGRADED = "degraded"
+    EXPLORED = "explored"
 
 
 # Of several refused neighbours, the reason that came nearest to a hit is told.
@@ -51,20 +54,29 @@ _NEARNESS = (MissReason.REJECTED, MissReason.STALE, MissReason.BELOW_THRESHOLD)
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A stored answer that may be served. ``similarity`` is 1 for an exact hit."""
+    """A stored answer that may be served. ``similarity`` is 1 for an exact hit.
+
+    ``audit``: the router is to generate it again in the background.
+    """
 
     tier: Tier
     entry: Entry
     age_s: float
     similarity: float = 1.0
+    audit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """Nothing that may be served. ``cause``: the kind of failure behind DEGRADED."""
+    """Nothing that may be served.
+
+    ``cause``: the kind of failure behind DEGRADED. ``explored``: the entry that the
+    fresh answer will be compared with.
+    """
 
     reason: MissReason
     cause: str = ""
+    explored: Entry | None = None
 
 
 class Candidate(NamedTuple):
@@ -85,6 +97,7 @@ class SemanticTier:
         neighbors: how many of the nearest are considered, so that one rejected
             look-alike does not hide a true paraphrase behind it.
         budget_s: longest time a lookup may spend here.
+        gate: the bound on false hits; None: whatever the verifier lets pass is served.
     """
 
     queue: EmbeddingQueue
@@ -93,6 +106,7 @@ class SemanticTier:
     min_similarity: float
     neighbors: int
     budget_s: float
+    gate: Gate | None = None
 
 
 class LookupPath:
@@ -141,7 +155,8 @@ class LookupPath:
         if self._semantic is None or not query.key.text:
             return []
         neighbors = await self._neighbors(self._semantic, query.key, time_left_s)
-        return list(self._judge(self._semantic, query, neighbors))
+        candidates = list(self._judge(self._semantic, query, neighbors))
+        return self._with_bound(self._semantic.gate, query, neighbors, candidates)
 
     async def _find_similar(self, query: Query, time_left_s: float | None) -> Hit | Miss:
         """The nearest answer of the same meaning; a failure here is a miss, never an error."""
@@ -151,7 +166,8 @@ class LookupPath:
         try:
             neighbors = await self._neighbors(semantic, query.key, time_left_s)
             with self._span("cache verify"):
-                return self._choose(self._judge(semantic, query, neighbors))
+                chosen = self._choose(self._judge(semantic, query, neighbors))
+            return self._pass_through(semantic.gate, query, chosen, neighbors)
         except NotComparable:
             return Miss(MissReason.NOT_COMPARABLE)
         except TimeoutError:
@@ -171,14 +187,17 @@ class LookupPath:
             with self._span("cache embed"):
                 vector = await semantic.queue.vector(key.text)
             with self._span("cache search"):
-                return await semantic.index.search(key.place, vector, semantic.neighbors)
+                company = 0 if semantic.gate is None else semantic.gate.company
+                k = max(semantic.neighbors, company)
+                return await semantic.index.search(key.place, vector, k)
 
     def _judge(
         self, semantic: SemanticTier, query: Query, neighbors: Iterable[Neighbor]
     ) -> Iterator[Candidate]:
         """Decide about each neighbour in turn; those that left the store meanwhile are skipped."""
         floor = self.floor(query)
-        for entry_id, similarity in neighbors:
+        # The bound hears more neighbours than the verifier has time for.
+        for entry_id, similarity in islice(neighbors, semantic.neighbors):
             entry = self._store.get(query.key.tenant, entry_id)
             if entry is None or entry.key.place != query.key.place:
                 continue
@@ -207,6 +226,32 @@ class LookupPath:
             refusals.add(candidate.refusal)
         nearest = (reason for reason in _NEARNESS if reason in refusals)
         return Miss(next(nearest, MissReason.ABSENT))
+
+    @staticmethod
+    def _pass_through(
+        gate: Gate | None, query: Query, chosen: Hit | Miss, neighbors: list[Neighbor]
+    ) -> Hit | Miss:
+        """Serve what the bound allows; explore the rest."""
+        if gate is None or isinstance(chosen, Miss):
+            return chosen
+        outcome = gate.pass_through(query.key, chosen.entry, chosen.similarity, neighbors)
+        if not outcome.serve:
+            return Miss(MissReason.EXPLORED, explored=chosen.entry)
+        return replace(chosen, audit=outcome.audit)
+
+    @staticmethod
+    def _with_bound(
+        gate: Gate | None, query: Query, neighbors: list[Neighbor], candidates: list[Candidate]
+    ) -> list[Candidate]:
+        """The candidates, the one that would be served with what the bound says of it."""
+        chosen = next((at for at, c in enumerate(candidates) if c.refusal is None), None)
+        if gate is not None and chosen is not None:
+            candidate = candidates[chosen]
+            decision = gate.assess(query.key, candidate.entry, candidate.similarity, neighbors)
+            candidates[chosen] = candidate._replace(
+                refusal=None if decision.serve else MissReason.EXPLORED, verdict=decision.reason
+            )
+        return candidates
 
     def _span(self, name: str) -> AbstractContextManager[Span]:
         # An exception's text could quote a prompt; content stays out of telemetry.

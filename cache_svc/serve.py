@@ -14,9 +14,12 @@ from cache_svc.embedders.onnx import OnnxEmbedder
 from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
 from cache_svc.embedding_queue import EmbeddingQueue
 from cache_svc.faiss_index import FaissIndex
+from cache_svc.gate import Gate
 from cache_svc.intake import Intake, IntakeLimits
+from cache_svc.learning import Learning
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
+from cache_svc.open_gate import open_gate
 from cache_svc.owned_task import owned_task
 from cache_svc.quarantine import Quarantine
 from cache_svc.scoped_index import ScopedIndex
@@ -50,7 +53,9 @@ async def serve(
         queue = None
         if settings.semantic.enabled:
             queue = await stack.enter_async_context(_open_queue(settings.semantic))
-        service, store = _assemble(settings, telemetry, queue, executor, clock)
+        service, store, learning = _assemble(settings, telemetry, queue, executor, clock)
+        if learning is not None:
+            await stack.enter_async_context(owned_task(learning.run(), "learning"))
         sweep = _sweep(store, settings.sweep_interval_s)
         await stack.enter_async_context(owned_task(sweep, "expiry sweep"))
 
@@ -68,7 +73,7 @@ def _assemble(
     queue: EmbeddingQueue | None,
     executor: Executor,
     clock: Clock,
-) -> tuple[CacheService, AnswerStore]:
+) -> tuple[CacheService, AnswerStore, Learning | None]:
     """Wire the parts; ``queue`` is None where the semantic tier is off."""
     dimension = 0 if queue is None else queue.dimension
     index = ScopedIndex(
@@ -84,7 +89,13 @@ def _assemble(
         telemetry.meter, lambda: store.usage().entries, lambda: store.usage().bytes
     )
     quarantine = Quarantine(settings.semantic.max_quarantined)
-    tier = None if queue is None else _semantic_tier(settings.semantic, queue, index)
+    tier, learning = None, None
+    if queue is not None:
+        gate = open_gate(settings.semantic.bound, queue, stats, telemetry.meter)
+        tier = _semantic_tier(settings.semantic, queue, index, gate)
+        if gate is not None:
+            waiting = settings.semantic.max_waiting
+            learning = Learning(gate, store, queue, index, max_waiting=waiting)
     service = CacheService(
         LookupPath(store, tier, clock, telemetry.tracer),
         Intake(store, index, queue, quarantine, _limits(settings), clock),
@@ -96,12 +107,13 @@ def _assemble(
         fingerprint="" if queue is None else queue.fingerprint,
         max_store_entries=settings.max_store_entries,
         clock=clock,
+        learning=learning,
     )
-    return service, store
+    return service, store, learning
 
 
 def _semantic_tier(
-    settings: SemanticSettings, queue: EmbeddingQueue, index: ScopedIndex
+    settings: SemanticSettings, queue: EmbeddingQueue, index: ScopedIndex, gate: Gate | None
 ) -> SemanticTier:
     return SemanticTier(
         queue,
@@ -110,6 +122,7 @@ def _semantic_tier(
         min_similarity=settings.min_similarity,
         neighbors=settings.neighbors,
         budget_s=settings.budget_s,
+        gate=gate,
     )
 
 
