@@ -21,8 +21,11 @@ class BoundSettings(BaseModel):
     overrides: dict[str, _Share] = {}
     """The same by "tenant" or "tenant/namespace"; a namespace named here has a bound of
     its own, the others share their tenant's."""
-    audit_share: _Share = 0.03
+    audit_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.03
     """Share of semantic hits that are generated again in the background and judged."""
+    trusted_false_hits: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 1.0
+    """Wrong answers a new scope may be charged beyond its rate, before it has evidence of
+    its own. 0: it serves nothing until it has."""
     company: Annotated[int, Field(ge=1, le=64)] = 8
     """How many of the nearest answers have a voice about a candidate."""
     judge_min_similarity: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.8

@@ -1,6 +1,6 @@
 """What the served hits of a scope were charged, against what the operator allows."""
 
-# A new scope may serve on trust until it has been charged so many wrong answers.
+# A new scope may by default serve on trust until it was charged one wrong answer.
 CREDIT = 1.0
 # Hits after which the older half is forgotten, so that savings of long ago do not
 # pay for a bad day.
@@ -12,7 +12,7 @@ class Ledger:
 
     __slots__ = ("_delta", "charged", "credit", "hits")
 
-    def __init__(self, delta: float, credit: float = CREDIT) -> None:
+    def __init__(self, delta: float, credit: float) -> None:
         self._delta = delta
         self.credit = credit
         self.hits = 0.0

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cache_svc.bound.alarm import DriftAlarm
 from cache_svc.bound.evidence import Evidence
-from cache_svc.bound.ledger import Ledger
+from cache_svc.bound.ledger import CREDIT, Ledger
 from cache_svc.bound.noise import PERFECT, JudgeNoise
 from cache_svc.bound.plan import Plan, make_plan
 from cache_svc.bound.prior import new_tallies
@@ -50,12 +50,14 @@ class Rules:
         audit_share: share of hits that are generated again and judged, in (0, 1].
         noise: how often the judge errs.
         max_entries: entries whose own observations are kept.
+        credit: wrong answers a new scope may be charged on trust, beyond δ.
     """
 
     delta: float
     audit_share: float
     noise: JudgeNoise = PERFECT
     max_entries: int = 10_000
+    credit: float = CREDIT
 
 
 class Decision(NamedTuple):
@@ -96,7 +98,7 @@ class ScopeBound:
         self._on_regime = on_regime
         self._tallies = new_tallies()
         self._records: OrderedDict[int, _Record] = OrderedDict()
-        self._ledger = Ledger(rules.delta)
+        self._ledger = Ledger(rules.delta, rules.credit)
         self._alarm = DriftAlarm()
         self._explored_since_alarm = 0
         self._plan = self._new_plan()
