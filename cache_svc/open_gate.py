@@ -41,7 +41,13 @@ def open_gate(
             log.warning("semantic hits are within their bound again", extra=fields)
 
     noise = JudgeNoise(settings.judge_false_accept, settings.judge_false_reject)
-    default = Rules(settings.max_false_hit_rate, settings.audit_share, noise, settings.max_entries)
+    default = Rules(
+        settings.max_false_hit_rate,
+        settings.audit_share,
+        noise,
+        settings.max_entries,
+        settings.trusted_false_hits,
+    )
     rules = BoundRules(default, settings.overrides, settings.max_scopes)
     # Which hits are audited must not be foreseeable by who could profit from it.
     bounds = Bounds(rules, random.SystemRandom().random, tell)
