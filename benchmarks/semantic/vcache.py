@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from benchmarks.semantic.methods import NearestOnly
 
-_EPSILONS = np.linspace(0.01, 0.5, 25)
+_EPSILONS = np.linspace(0.002, 0.5, 50)
 # Normal quantiles of 1 - ε, by Winitzki's approximation of the inverse error function.
 _Z = np.array(
     [
@@ -32,40 +32,49 @@ _Z = np.array(
 )
 # Until an entry has so many observations its logistic says nothing.
 _MIN_OBSERVATIONS = 4
-_STEPS = 12
+_STEPS = 25
+_STEEP = 30.0
 # A faint pull that keeps the fit of separable observations finite.
-_RIDGE = 1e-3
+_RIDGE = 1e-4
 
 
 class _Boundary:
-    """One entry's observations, and its logistic in units of 0.05 around 0.85."""
+    """One entry's observations, and the logistic fitted to them."""
 
-    __slots__ = ("alphas", "right", "similarities")
+    __slots__ = ("fitted", "right", "similarities")
 
     def __init__(self) -> None:
-        # As in the authors' code every entry knows the two ends of the scale.
+        # What every entry knows from the start: the two ends of the scale.
         self.similarities = [0.0, 1.0]
         self.right = [0.0, 1.0]
-        self.alphas: tuple[float, float, npt.NDArray[np.float64]] | None = None
+        self.fitted: tuple[float, npt.NDArray[np.float64]] | None = None
 
-    def fit(self) -> tuple[float, float, npt.NDArray[np.float64]]:
-        """Slope, threshold, and the threshold at each confidence."""
-        if self.alphas is None:
-            x = (np.array(self.similarities) - 0.85) / 0.05
-            y = np.array(self.right)
-            a, b, hessian = _newton(x, y)
-            threshold = -b / a
-            # Delta method: the threshold is -b / a.
-            gradient = np.array([b / a**2, -1 / a])
-            variance = max(0.0, float(gradient @ np.linalg.inv(hessian) @ gradient))
-            self.alphas = a, threshold, threshold + _Z * math.sqrt(variance)
-        return self.alphas
+    def fit(self) -> tuple[float, npt.NDArray[np.float64]]:
+        """Slope, and the threshold at each confidence."""
+        if self.fitted is None:
+            x, y = np.array(self.similarities), np.array(self.right)
+            last_wrong, first_right = float(x[y == 0].max()), float(x[y == 1].min())
+            if last_wrong < first_right:
+                # Separable: the likeliest slope is infinite, where an optimizer stops is
+                # finite; the threshold is anywhere between. How wide its variance is the
+                # paper leaves open; here it falls with the number of observations.
+                gap = first_right - last_wrong
+                slope, threshold = _STEEP, (last_wrong + first_right) / 2
+                variance = gap * gap / (2 * len(y))
+            else:
+                slope, intercept, hessian = _newton(x, y)
+                threshold = -intercept / slope
+                # Delta method: the threshold is -intercept / slope.
+                gradient = np.array([intercept / slope**2, -1 / slope])
+                variance = max(0.0, float(gradient @ np.linalg.inv(hessian) @ gradient))
+            self.fitted = slope, threshold + _Z * math.sqrt(variance)
+        return self.fitted
 
 
 def _newton(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> tuple[float, float, npt.NDArray[np.float64]]:
-    a, b = 1.0, 0.0
+    a, b = 10.0, -8.0
     hessian = np.eye(2)
     for _ in range(_STEPS):
         p = 1 / (1 + np.exp(-np.clip(a * x + b, -30, 30)))
@@ -76,8 +85,8 @@ def _newton(
         step_a = (hbb * ga - hab * gb) / determinant
         step_b = (haa * gb - hab * ga) / determinant
         hessian = np.array([[haa, hab], [hab, hbb]])
-        scale = min(1.0, 5.0 / (abs(step_a) + abs(step_b) + 1e-12))
-        a, b = max(0.05, a - scale * step_a), b - scale * step_b
+        scale = min(1.0, 20.0 / (abs(step_a) + abs(step_b) + 1e-12))
+        a, b = max(1e-3, a - scale * step_a), b - scale * step_b
         if abs(step_a) + abs(step_b) < 1e-4:  # noqa: PLR2004  # converged
             break
     return float(a), float(b), hessian
@@ -92,9 +101,8 @@ def vcache(delta: float, seed: int) -> NearestOnly:
         boundary = boundaries.get(nearest)
         if boundary is None or len(boundary.right) < _MIN_OBSERVATIONS + 2:
             return False
-        slope, _, thresholds = boundary.fit()
-        x = (similarity - 0.85) / 0.05
-        likely = 1 / (1 + np.exp(-np.clip(slope * (x - thresholds), -30, 30)))
+        slope, thresholds = boundary.fit()
+        likely = 1 / (1 + np.exp(-np.clip(slope * (similarity - thresholds), -30, 30)))
         alpha = (1 - _EPSILONS) * likely
         explore = max(0.0, float((1 - delta / (1 - alpha)).min()))
         return chance() >= explore
@@ -103,7 +111,7 @@ def vcache(delta: float, seed: int) -> NearestOnly:
         boundary = boundaries.setdefault(nearest, _Boundary())
         boundary.similarities.append(similarity)
         boundary.right.append(float(right))
-        boundary.alphas = None
+        boundary.fitted = None
         return not right
 
     return NearestOnly(serves, learn)

@@ -12,7 +12,7 @@ from cache_svc.bound.noise import JudgeNoise
 from cache_svc.bound.tally import Tally
 
 # Standard deviations between the error believed and the error planned with.
-CONFIDENCE = 2.0
+CONFIDENCE = 1.645
 
 
 class Plan(NamedTuple):

@@ -1,8 +1,8 @@
 """What is believed of each band before a scope has seen anything of its own.
 
-Rates of wrong answers among candidates that the verifier let pass, on streams of
-BANKING77 (CC BY 4.0) whose every second intent was left out. They are worth few
-observations: a scope's own experience overrules them within dozens of requests.
+Round figures in the order that similarity and company suggest, not fitted to any
+set. They are worth few observations: a scope's own experience overrules them
+within dozens of requests.
 """
 
 from cache_svc.bound.evidence import BANDS

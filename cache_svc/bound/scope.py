@@ -30,6 +30,8 @@ _MAX_RISK_ON_TRUST = 0.3
 # candidates are seen before the scope may serve again.
 _KEPT_AFTER_ALARM = 0.05
 EXPLORED_TO_RECOVER = 100
+# Fallen back, every candidate is observed, and the bad days are to be forgotten.
+_MEMORY_AFTER_ALARM = 300
 # Audits are so much more frequent while the alarm is suspicious.
 _SUSPICION = 4.0
 
@@ -101,9 +103,21 @@ class ScopeBound:
         self._ledger = Ledger(rules.delta, rules.credit)
         self._alarm = DriftAlarm()
         self._explored_since_alarm = 0
+        self._promised: dict[int, float] = {}
         self._plan = self._new_plan()
         self._until_plan = _PLAN_EVERY
         self.regime = Regime.SERVING
+        self.alarms = 0
+
+    @property
+    def delta(self) -> float:
+        """The share of wrong answers that the operator allows."""
+        return self._rules.delta
+
+    @property
+    def known_entries(self) -> int:
+        """Entries whose own observations are kept."""
+        return len(self._records)
 
     @property
     def plan(self) -> Plan:
@@ -148,6 +162,11 @@ class ScopeBound:
 
     def explored(self, entry_id: int, evidence: Evidence, *, wrong: bool) -> None:
         """Take in the judgement of a candidate that was not served."""
+        promised = self._promised.get(evidence.band)
+        record = self._records.get(entry_id)
+        if promised and not self._plan.served[evidence.band] and not (record and record.wrong):
+            # The band was served until lately: such a candidate is as good as an audit.
+            self._check(promised, wrong=wrong)
         self._observe(entry_id, evidence.band, wrong=wrong)
         if self.regime is Regime.EXACT_ONLY:
             self._explored_since_alarm += 1
@@ -181,12 +200,15 @@ class ScopeBound:
 
     def _observe(self, entry_id: int, band: int, *, wrong: bool) -> None:
         record = self._record(entry_id)
-        if not record.wrong:
-            # Entries that were wrong before are explored every time, the others only
-            # where chance or the plan says so; each kind is counted apart, so that an
-            # observation stands for the candidates like it (post-stratification: the
-            # weight 1/chance without its variance).
-            self._tallies[band].observe(wrong=wrong)
+        if self.regime is Regime.EXACT_ONLY or record.wrong <= record.right:
+            # While others are served, entries known to be wrong are explored every
+            # time; they are counted apart, so that an observation stands for the
+            # candidates like it (post-stratification: the weight 1/chance without its
+            # variance).
+            tally = self._tallies[band]
+            tally.observe(wrong=wrong)
+            if self.regime is Regime.EXACT_ONLY and tally.observed > _MEMORY_AFTER_ALARM:
+                tally.fade(0.5)
         record.wrong += wrong
         record.right += not wrong
         self._tick()
@@ -199,7 +221,9 @@ class ScopeBound:
 
     def _fall_back(self) -> None:
         self.regime = Regime.EXACT_ONLY
+        self.alarms += 1
         self._explored_since_alarm = 0
+        self._promised.clear()
         for tally in self._tallies:
             tally.fade(_KEPT_AFTER_ALARM)
         self._on_regime(self.regime)
@@ -210,6 +234,7 @@ class ScopeBound:
             return
         self.regime = Regime.SERVING
         self._alarm.reset()
+        self._records.clear()  # of the days when answers were wrong
         # Trust is given once: from here on only evidence pays.
         self._ledger = Ledger(self._rules.delta, credit=0.0)
         self._on_regime(self.regime)
@@ -234,6 +259,9 @@ class ScopeBound:
         for tally in self._tallies:
             tally.seen *= _SEEN_DECAY
         self._plan = self._new_plan()
+        for band, served in enumerate(self._plan.served):
+            if served:
+                self._promised[band] = self._plan.risks[band]
 
     def _new_plan(self) -> Plan:
         return make_plan(self._tallies, self._rules.noise, self._rules.delta)

@@ -43,5 +43,7 @@ class Tally:
         weight = self.prior_weight + self.observed
         believed = noise.blur(self.prior_rate)
         mean = (self.prior_weight * believed + self.wrong) / weight
-        deviation = math.sqrt(mean * (1 - mean) / (weight + 1))
+        # One count more than there are: a band that was never wrong is not thereby
+        # certain (Gehrels, "Confidence limits for small numbers of events", 1986).
+        deviation = math.sqrt(mean * weight + 1.0) / weight
         return noise.sharpen(mean, deviation)
