@@ -1,7 +1,8 @@
 """What is believed of each band before a scope has seen anything of its own.
 
-Round figures, set by hand with streams of BANKING77 (CC BY 4.0) in view. They are worth few observations: a scope's own experience overrules them
-within dozens of requests.
+Round figures, set by hand with streams of BANKING77 (CC BY 4.0) in view. They are
+worth few observations: a scope's own experience overrules them within dozens of
+requests.
 """
 
 from cache_svc.bound.evidence import BANDS

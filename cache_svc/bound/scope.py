@@ -25,7 +25,7 @@ _PLAN_EVERY = 16
 # The mix of candidates planned for is that of the last two thousand or so.
 _SEEN_DECAY = 1.0 - _PLAN_EVERY / 2000
 # On trust, before there is any plan, no single candidate may be riskier.
-_MAX_RISK_ON_TRUST = 0.3
+_MAX_RISK_ON_TRUST = 0.35
 # After an alarm so much of what was believed is kept, and so many explored
 # candidates are seen before the scope may serve again.
 _KEPT_AFTER_ALARM = 0.05
