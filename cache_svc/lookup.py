@@ -9,8 +9,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import islice
 from typing import NamedTuple
 
 from opentelemetry.trace import Span, Tracer
@@ -18,6 +19,7 @@ from opentelemetry.trace import Span, Tracer
 from cache_svc.embedder import NotComparable
 from cache_svc.embedding_queue import EmbeddingQueue
 from cache_svc.entry import Entry, Key, Query
+from cache_svc.gate import Gate
 from cache_svc.scoped_index import ScopedIndex
 from cache_svc.store import AnswerStore, Clock
 from cache_svc.vector_index import Neighbor
@@ -44,6 +46,7 @@ class MissReason(Enum):
     REJECTED = "rejected"
     NOT_COMPARABLE = "not_comparable"
     DEGRADED = "degraded"
+    EXPLORED = "explored"
 
 
 # Of several refused neighbours, the reason that came nearest to a hit is told.
@@ -52,20 +55,29 @@ _NEARNESS = (MissReason.REJECTED, MissReason.STALE, MissReason.BELOW_THRESHOLD)
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A stored answer that may be served. ``similarity`` is 1 for an exact hit."""
+    """A stored answer that may be served. ``similarity`` is 1 for an exact hit.
+
+    ``audit``: the router is to generate it again in the background.
+    """
 
     tier: Tier
     entry: Entry
     age_s: float
     similarity: float = 1.0
+    audit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """Nothing that may be served. ``cause``: the kind of failure behind DEGRADED."""
+    """Nothing that may be served.
+
+    ``cause``: the kind of failure behind DEGRADED. ``explored``: the entry that the
+    fresh answer will be compared with.
+    """
 
     reason: MissReason
     cause: str = ""
+    explored: Entry | None = None
 
 
 class Candidate(NamedTuple):
@@ -89,6 +101,7 @@ class SemanticTier:
         executor: runs what of the verifier is too slow for the event loop.
         max_judged: most candidates of one lookup that go there, which bounds its time;
             of the rest only those are considered that the screen settles.
+        gate: the bound on false hits; None: whatever the verifier lets pass is served.
     """
 
     queue: EmbeddingQueue
@@ -99,6 +112,7 @@ class SemanticTier:
     budget_s: float
     executor: Executor | None = None
     max_judged: int = 2
+    gate: Gate | None = None
 
 
 def _verified(entry: Entry, similarity: float, verdict: Verdict | None) -> Candidate:
@@ -157,7 +171,8 @@ class LookupPath:
             return []
         async with self._budget(self._semantic, time_left_s):
             neighbors = await self._neighbors(self._semantic, query.key)
-            return [one async for one in self._judge(self._semantic, query, neighbors)]
+            candidates = [one async for one in self._judge(self._semantic, query, neighbors)]
+        return self._with_bound(self._semantic.gate, query, neighbors, candidates)
 
     async def _find_similar(self, query: Query, time_left_s: float | None) -> Hit | Miss:
         """The nearest answer of the same meaning; a failure here is a miss, never an error."""
@@ -169,7 +184,8 @@ class LookupPath:
                 neighbors = await self._neighbors(semantic, query.key)
                 with self._span("cache verify"):
                     async with aclosing(self._judge(semantic, query, neighbors)) as candidates:
-                        return await self._choose(candidates)
+                        chosen = await self._choose(candidates)
+            return self._pass_through(semantic.gate, query, chosen, neighbors)
         except NotComparable:
             return Miss(MissReason.NOT_COMPARABLE)
         except TimeoutError:
@@ -190,7 +206,9 @@ class LookupPath:
         with self._span("cache embed"):
             vector = await semantic.queue.vector(key.text)
         with self._span("cache search"):
-            return await semantic.index.search(key.place, vector, semantic.neighbors)
+            company = 0 if semantic.gate is None else semantic.gate.company
+            k = max(semantic.neighbors, company)
+            return await semantic.index.search(key.place, vector, k)
 
     async def _judge(
         self, semantic: SemanticTier, query: Query, neighbors: Iterable[Neighbor]
@@ -198,7 +216,8 @@ class LookupPath:
         """Decide about each neighbour in turn; those that left the store meanwhile are skipped."""
         floor = self.floor(query)
         may_judge = semantic.max_judged
-        for entry_id, similarity in neighbors:
+        # The bound hears more neighbours than the verifier has time for.
+        for entry_id, similarity in islice(neighbors, semantic.neighbors):
             entry = self._store.get(query.key.tenant, entry_id)
             if entry is None or entry.key.place != query.key.place:
                 continue
@@ -236,6 +255,32 @@ class LookupPath:
             refusals.add(candidate.refusal)
         nearest = (reason for reason in _NEARNESS if reason in refusals)
         return Miss(next(nearest, MissReason.ABSENT))
+
+    @staticmethod
+    def _pass_through(
+        gate: Gate | None, query: Query, chosen: Hit | Miss, neighbors: list[Neighbor]
+    ) -> Hit | Miss:
+        """Serve what the bound allows; explore the rest."""
+        if gate is None or isinstance(chosen, Miss):
+            return chosen
+        outcome = gate.pass_through(query.key, chosen.entry, chosen.similarity, neighbors)
+        if not outcome.serve:
+            return Miss(MissReason.EXPLORED, explored=chosen.entry)
+        return replace(chosen, audit=outcome.audit)
+
+    @staticmethod
+    def _with_bound(
+        gate: Gate | None, query: Query, neighbors: list[Neighbor], candidates: list[Candidate]
+    ) -> list[Candidate]:
+        """The candidates, the one that would be served with what the bound says of it."""
+        chosen = next((at for at, c in enumerate(candidates) if c.refusal is None), None)
+        if gate is not None and chosen is not None:
+            candidate = candidates[chosen]
+            decision = gate.assess(query.key, candidate.entry, candidate.similarity, neighbors)
+            candidates[chosen] = candidate._replace(
+                refusal=None if decision.serve else MissReason.EXPLORED, verdict=decision.reason
+            )
+        return candidates
 
     def _span(self, name: str) -> AbstractContextManager[Span]:
         # An exception's text could quote a prompt; content stays out of telemetry.

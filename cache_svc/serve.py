@@ -15,12 +15,15 @@ from cache_svc.embedder import Embedder
 from cache_svc.embedders.onnx import OnnxEmbedder
 from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
 from cache_svc.embedding_queue import EmbeddingQueue
+from cache_svc.gate import Gate
 from cache_svc.growing_index import Builder, GrowingIndex, RebuildPolicy
 from cache_svc.intake import Intake, IntakeLimits
 from cache_svc.learned_verifier import LearnedVerifier
+from cache_svc.learning import Learning
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
 from cache_svc.new_entry_rate import NewEntryRate
+from cache_svc.open_gate import open_gate
 from cache_svc.owned_task import owned_task
 from cache_svc.quarantine import Quarantine
 from cache_svc.scoped_index import ScopedIndex
@@ -66,10 +69,13 @@ async def serve(
         tier = None
         if queue is not None:
             verifier = await asyncio.to_thread(_load_verifier, settings.semantic)
-            tier = _semantic_tier(settings.semantic, queue, index, verifier, executor)
-        service, store = _assemble(
+            gate = open_gate(settings.semantic.bound, queue, stats, telemetry.meter)
+            tier = _semantic_tier(settings.semantic, queue, index, verifier, executor, gate)
+        service, store, learning = _assemble(
             settings, telemetry, queue, tier, index, stats, departures, durable, clock
         )
+        if learning is not None:
+            await stack.enter_async_context(owned_task(learning.run(), "learning"))
         if durable is not None:
             vectors = restore_vectors(durable.vectors, durable.store, index)
             await stack.enter_async_context(owned_task(vectors, "vectors from disk"))
@@ -136,7 +142,7 @@ def _assemble(
     departures: Departures,
     durable: Opened | None,
     clock: Clock,
-) -> tuple[CacheService, AnswerStore]:
+) -> tuple[CacheService, AnswerStore, Learning | None]:
     """Wire the parts; ``queue`` is None where the semantic tier is off."""
     store: AnswerStore
     limit = settings.semantic.max_quarantined
@@ -151,6 +157,10 @@ def _assemble(
     )
     admission = settings.admission
     rate = NewEntryRate(admission.new_entries_per_s, admission.burst, clock)
+    learning = None
+    if queue is not None and tier is not None and tier.gate is not None:
+        waiting = settings.semantic.max_waiting
+        learning = Learning(tier.gate, store, queue, index, max_waiting=waiting)
     service = CacheService(
         LookupPath(store, tier, clock, telemetry.tracer),
         Intake(store, index, queue, quarantine, _limits(settings), clock, rate),
@@ -162,8 +172,9 @@ def _assemble(
         fingerprint="" if queue is None else queue.fingerprint,
         max_store_entries=settings.max_store_entries,
         clock=clock,
+        learning=learning,
     )
-    return service, store
+    return service, store, learning
 
 
 def _semantic_tier(
@@ -172,6 +183,7 @@ def _semantic_tier(
     index: ScopedIndex,
     verifier: PairVerifier,
     executor: Executor,
+    gate: Gate | None,
 ) -> SemanticTier:
     return SemanticTier(
         queue,
@@ -181,6 +193,7 @@ def _semantic_tier(
         neighbors=settings.neighbors,
         budget_s=settings.budget_s,
         executor=executor,
+        gate=gate,
     )
 
 

@@ -7,6 +7,7 @@ from opentelemetry import trace
 
 from cache_svc.entry import Query, parse_entry_name
 from cache_svc.intake import Intake, Refused, Stored
+from cache_svc.learning import Learning
 from cache_svc.lookup import Candidate, Hit, LookupPath, Miss, MissReason, Tier
 from cache_svc.quarantine import Quarantine
 from cache_svc.stats import Stats
@@ -30,6 +31,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
 
     Args:
         fingerprint: of the embedder; empty where the semantic tier is off.
+        learning: what the bound on false hits learns from; None: there is none.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         fingerprint: str,
         max_store_entries: int,
         clock: Clock,
+        learning: Learning | None = None,
     ) -> None:
         self._path = path
         self._intake = intake
@@ -56,6 +59,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         self._fingerprint = fingerprint
         self._max_store_entries = max_store_entries
         self._clock = clock
+        self._learning = learning
         self._started_s = clock()
 
     async def Lookup(
@@ -77,10 +81,13 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         if count > limit:
             raise InvalidRequest(f"are {count}, may be {limit}", field="entries")
         kept = [await self._intake.store(offered) for offered in request.entries]
-        results = zip(request.entries, await self._intake.settled(kept), strict=True)
-        return cache_pb2.StoreResponse(
-            results=[self._result(offered.key.tenant, one) for offered, one in results]
-        )
+        response = cache_pb2.StoreResponse()
+        settled = await self._intake.settled(kept)
+        for offered, outcome in zip(request.entries, settled, strict=True):
+            if self._learning is not None and isinstance(outcome, Stored):
+                self._learning.stored(outcome.entry, offered)
+            response.results.append(self._result(offered.key.tenant, outcome))
+        return response
 
     async def Invalidate(
         self,
@@ -104,6 +111,8 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         entry = None if entry_id is None else self._store.get(request.tenant, entry_id)
         if entry is None or not request.wrong:
             return cache_pb2.FeedbackResponse(quarantined=False)
+        if self._learning is not None:
+            self._learning.complained(entry)
         self._quarantine.bar(entry.key)
         self._store.remove([entry], Removal.INVALIDATED)
         await self._store.removals_settled()
@@ -139,6 +148,10 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
             evicted=counters.evicted,
             expired=counters.expired,
             degraded=counters.degraded,
+            explored=counters.explored,
+            audited=counters.audited,
+            audited_wrong=counters.audited_wrong,
+            bound_alarms=counters.bound_alarms,
             embedder_fingerprint=self._fingerprint,
             uptime=write_duration(self._clock() - self._started_s),
         )

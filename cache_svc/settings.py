@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cache_svc.bound_settings import BoundSettings
 from observability.listening import is_local
 from observability.settings import MIB, PositiveSeconds, ServerSettings, TelemetrySettings
 
@@ -57,6 +58,8 @@ class SemanticSettings(BaseModel):
     """Threads that search larger scopes."""
     max_quarantined: Count = 10_000
     """Requests that stay barred from the tier after a wrong hit was reported."""
+    bound: BoundSettings = BoundSettings()
+    """The bound on false hits."""
 
 
 class StoreSettings(BaseModel):

@@ -18,6 +18,10 @@ class Counters:
     evicted: int = 0
     expired: int = 0
     degraded: int = 0
+    explored: int = 0
+    audited: int = 0
+    audited_wrong: int = 0
+    bound_alarms: int = 0
 
 
 class Stats:

@@ -22,6 +22,7 @@ _MISS_REASONS = {
     MissReason.STALE: cache_pb2.MISS_REASON_STALE,
     MissReason.NOT_COMPARABLE: cache_pb2.MISS_REASON_NOT_COMPARABLE,
     MissReason.DEGRADED: cache_pb2.MISS_REASON_DEGRADED,
+    MissReason.EXPLORED: cache_pb2.MISS_REASON_EXPLORED,
 }
 
 
@@ -91,11 +92,14 @@ def write_outcome(outcome: Hit | Miss) -> cache_pb2.LookupResponse:
     """The response to a lookup."""
     if isinstance(outcome, Miss):
         reason = _MISS_REASONS[outcome.reason]
-        return cache_pb2.LookupResponse(miss=cache_pb2.CacheMiss(reason=reason))
+        explored = "" if outcome.explored is None else outcome.explored.name
+        miss = cache_pb2.CacheMiss(reason=reason, explored_entry_id=explored)
+        return cache_pb2.LookupResponse(miss=miss)
     response = cache_pb2.LookupResponse()
     hit = response.hit
     hit.tier = _TIERS[outcome.tier]
     hit.entry_id = outcome.entry.name
+    hit.audit = outcome.audit
     hit.age.CopyFrom(write_duration(outcome.age_s))
     hit.answer.MergeFromString(outcome.entry.answer)
     return response

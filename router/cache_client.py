@@ -23,12 +23,13 @@ _BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A stored answer that may be served."""
+    """A stored answer that may be served; ``audit``: and is to be generated again."""
 
     tier: "cache_pb2.Tier.ValueType"
     entry_id: str
     age: duration_pb2.Duration
     answer: cache_pb2.Answer
+    audit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,13 @@ class Cache(Protocol):
         """Return a stored answer if there is one; a sick cache is a Miss."""
         ...
 
-    def store_soon(self, ticket: Ticket, answer: cache_pb2.Answer | None) -> None:
-        """Keep a whole answer, in the background; None is what may not be kept."""
+    def store_soon(
+        self, ticket: Ticket, answer: cache_pb2.Answer | None, audits_entry_id: str = ""
+    ) -> None:
+        """Keep a whole answer, in the background; None is what may not be kept.
+
+        ``audits_entry_id`` names the hit that the answer was generated again for.
+        """
         ...
 
     async def run(self) -> None:
@@ -60,7 +66,9 @@ class NoCache:
     async def lookup(self, ticket: Ticket) -> Hit | Miss:
         return Miss("off")
 
-    def store_soon(self, ticket: Ticket, answer: cache_pb2.Answer | None) -> None:
+    def store_soon(
+        self, ticket: Ticket, answer: cache_pb2.Answer | None, audits_entry_id: str = ""
+    ) -> None:
         pass
 
     async def run(self) -> None:
@@ -102,14 +110,21 @@ class CacheClient:
         self._breaker.succeeded()
         if answer.HasField("hit") and answer.hit.answer.finished:
             hit = answer.hit
-            return Hit(hit.tier, hit.entry_id, hit.age, hit.answer)
+            return Hit(hit.tier, hit.entry_id, hit.age, hit.answer, hit.audit)
         return Miss(_reason_name(answer.miss.reason))
 
-    def store_soon(self, ticket: Ticket, answer: cache_pb2.Answer | None) -> None:
+    def store_soon(
+        self, ticket: Ticket, answer: cache_pb2.Answer | None, audits_entry_id: str = ""
+    ) -> None:
         if answer is None or ticket.key is None or not ticket.may_store:
             return
         cache = ticket.request.cache
-        entry = cache_pb2.StoreEntry(key=wire_key(ticket), answer=answer, tags=cache.tags)
+        entry = cache_pb2.StoreEntry(
+            key=wire_key(ticket),
+            answer=answer,
+            tags=cache.tags,
+            audits_entry_id=audits_entry_id,
+        )
         if cache.HasField("ttl"):
             entry.ttl.CopyFrom(cache.ttl)
         size = entry.ByteSize()

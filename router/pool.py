@@ -128,6 +128,10 @@ class WorkerPool:
         finally:
             worker.leases -= 1
 
+    def has_idle_worker(self, model: ServedModel) -> bool:
+        """Whether a ready worker of the model has no stream of this router."""
+        return any(not worker.leases for worker in self._ready.get(model, ()))
+
     def suspect(self, worker: Worker) -> None:
         """Give the worker no stream until its health watch speaks for it again."""
         if worker.state is State.READY:

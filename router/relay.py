@@ -6,7 +6,7 @@ what was lost, and the stream ends with ABORTED.
 """
 
 import asyncio
-from typing import Any
+from typing import Protocol
 
 import grpc
 
@@ -27,7 +27,14 @@ from sidecache.errors import (
 )
 from sidecache.v1 import inference_pb2 as pb
 
-Context = grpc.aio.ServicerContext[Any, Any]
+
+class Reader(Protocol):
+    """Who gets the stream: a call's context, or whoever else takes messages."""
+
+    async def write(self, message: pb.GenerateResponse, /) -> None:
+        """Send one message."""
+        ...
+
 
 # Workers tried for one request, the first one included.
 _MAX_ATTEMPTS = 3
@@ -40,7 +47,7 @@ class Relay:
         self._pool = pool
         self._limits = limits
 
-    async def stream(self, ticket: Ticket, tape: Tape, context: Context) -> Worker:
+    async def stream(self, ticket: Ticket, tape: Tape, context: Reader) -> Worker:
         """Pass one whole generation on, and return the worker that ended it.
 
         Raises:
@@ -72,7 +79,7 @@ class Relay:
         raise failure or NoHealthyWorker(f"no worker of {ticket.model.name} is ready")
 
     async def _follow(
-        self, worker: Worker, ticket: Ticket, tape: Tape, context: Context, timeout_s: float
+        self, worker: Worker, ticket: Ticket, tape: Tape, context: Reader, timeout_s: float
     ) -> None:
         """Pass on one worker's events until its stream has ended well."""
         call = worker.inference.Generate(

@@ -16,6 +16,7 @@ from observability.telemetry import Telemetry
 from router.account import Accounts
 from router.admin import AdminServicer
 from router.admission import Admission
+from router.auditor import Auditor
 from router.auth import Insecure
 from router.cache_client import CacheClient, NoCache
 from router.cache_desk import CacheDesk
@@ -59,17 +60,21 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
                 name = type(part).__name__
                 await stack.enter_async_context(_in_background(part.run(), name))
         await pool.wait_for_first_contact()
+        relay = Relay(pool, settings.limits)
+        max_answer_bytes = settings.lookup.max_answer_bytes
+        auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
         inference = InferenceServicer(
             door,
             Admission(settings.admission, clock),
             cache,
             desk,
-            Relay(pool, settings.limits),
+            relay,
             pool,
             Accounts(telemetry, clock),
             settings.limits,
-            settings.lookup.max_answer_bytes,
+            max_answer_bytes,
             clock,
+            auditor,
         )
         admin = AdminServicer(door, pool, desk, clock)
 
@@ -77,7 +82,11 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
 
-        async with open_server(settings.server, telemetry, register, services=SERVICES) as server:
+        async with (
+            open_server(settings.server, telemetry, register, services=SERVICES) as server,
+            # Cancelled before the drain begins: an audit never keeps a router from ending.
+            _in_background(auditor.run(), "Auditor"),
+        ):
             yield server
         if isinstance(cache, CacheClient):
             # What finished streams left to store; bounded like any store call.

@@ -7,6 +7,7 @@ import grpc
 
 from router.account import Accounts
 from router.admission import Admission
+from router.auditor import Auditor
 from router.cache_client import Cache, Hit, Miss
 from router.cache_desk import CacheDesk
 from router.door import Door
@@ -37,6 +38,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         limits: LimitSettings,
         max_answer_bytes: int,
         clock: Callable[[], float],
+        auditor: Auditor,
     ) -> None:
         self._door = door
         self._admission = admission
@@ -48,6 +50,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._limits = limits
         self._max_answer_bytes = max_answer_bytes
         self._clock = clock
+        self._auditor = auditor
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Answer one prompt: from the cache if it knows, else from a worker."""
@@ -58,6 +61,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             match outcome:
                 case Hit():
                     await replay(outcome, ticket, context, self._limits.reader_stall_s)
+                    self._auditor.audit_soon(ticket, outcome)
                 case Miss() if ticket.only_if_cached:
                     raise NotCached("no stored answer, and only-if-cached was asked for")
                 case Miss():

@@ -72,6 +72,17 @@ class LookupSettings(SettingsPart):
     """For how long, until one lookup tries again."""
 
 
+class AuditSettings(SettingsPart):
+    """How served semantic hits are generated again, for the sidecar to judge."""
+
+    max_audits: Annotated[int, Field(ge=0)] = 2
+    """At once; more are dropped. 0: none, and false hits go unseen."""
+    timeout_s: PositiveSeconds = 60.0
+    """Bound of one."""
+    priority: int = -100
+    """Highest priority an audit has in an engine that knows priorities."""
+
+
 class PoolSettings(SettingsPart):
     """How the router finds and watches its workers."""
 
@@ -112,6 +123,7 @@ class RouterSettings(BaseSettings):
     admission: AdmissionSettings = AdmissionSettings()
     limits: LimitSettings = LimitSettings()
     lookup: LookupSettings = LookupSettings()
+    audit: AuditSettings = AuditSettings()
     pool: PoolSettings = PoolSettings()
 
     @model_validator(mode="after")

@@ -59,6 +59,8 @@ class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason
     """no semantic text, or beyond the window"""
     MISS_REASON_DEGRADED: _MissReason.ValueType  # 6
     """the semantic tier could not answer"""
+    MISS_REASON_EXPLORED: _MissReason.ValueType  # 8
+    """near and verified, but too uncertain for the bound"""
 
 class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper): ...
 
@@ -75,6 +77,8 @@ MISS_REASON_NOT_COMPARABLE: MissReason.ValueType  # 5
 """no semantic text, or beyond the window"""
 MISS_REASON_DEGRADED: MissReason.ValueType  # 6
 """the semantic tier could not answer"""
+MISS_REASON_EXPLORED: MissReason.ValueType  # 8
+"""near and verified, but too uncertain for the bound"""
 Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
 class _StoreStatus:
@@ -205,8 +209,13 @@ class CacheHit(_message.Message):
     ENTRY_ID_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
     tier: Global___Tier.ValueType
     entry_id: _builtins.str
+    audit: _builtins.bool
+    """Chosen at random to be checked: after replaying it, generate the answer again
+    in the background and store that with `audits_entry_id`.
+    """
     @_builtins.property
     def age(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -218,10 +227,11 @@ class CacheHit(_message.Message):
         entry_id: _builtins.str = ...,
         age: _duration_pb2.Duration | None = ...,
         answer: Global___Answer | None = ...,
+        audit: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "answer", b"answer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "answer", b"answer", "entry_id", b"entry_id", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "answer", b"answer", "audit", b"audit", "entry_id", b"entry_id", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -232,15 +242,21 @@ class CacheMiss(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
+    EXPLORED_ENTRY_ID_FIELD_NUMBER: _builtins.int
     reason: Global___MissReason.ValueType
+    explored_entry_id: _builtins.str
+    """With MISS_REASON_EXPLORED: the entry whose answer will be compared with the
+    one that is stored for this request.
+    """
     def __init__(
         self,
         *,
         reason: Global___MissReason.ValueType = ...,
+        explored_entry_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explored_entry_id", b"explored_entry_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,6 +323,9 @@ class StoreEntry(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    AUDITS_ENTRY_ID_FIELD_NUMBER: _builtins.int
+    audits_entry_id: _builtins.str
+    """The semantic hit that this answer was generated again for; see CacheHit.audit."""
     @_builtins.property
     def key(self) -> Global___CacheKey: ...
     @_builtins.property
@@ -322,10 +341,11 @@ class StoreEntry(_message.Message):
         answer: Global___Answer | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
+        audits_entry_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "key", b"key", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "key", b"key", "tags", b"tags", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audits_entry_id", b"audits_entry_id", "key", b"key", "tags", b"tags", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -580,6 +600,10 @@ class GetStatsResponse(_message.Message):
     DEGRADED_FIELD_NUMBER: _builtins.int
     EMBEDDER_FINGERPRINT_FIELD_NUMBER: _builtins.int
     UPTIME_FIELD_NUMBER: _builtins.int
+    EXPLORED_FIELD_NUMBER: _builtins.int
+    AUDITED_FIELD_NUMBER: _builtins.int
+    AUDITED_WRONG_FIELD_NUMBER: _builtins.int
+    BOUND_ALARMS_FIELD_NUMBER: _builtins.int
     entries: _builtins.int
     bytes: _builtins.int
     max_bytes: _builtins.int
@@ -595,6 +619,13 @@ class GetStatsResponse(_message.Message):
     expired: _builtins.int
     degraded: _builtins.int
     embedder_fingerprint: _builtins.str
+    explored: _builtins.int
+    """Candidates not served because the bound on false hits did not allow it."""
+    audited: _builtins.int
+    """Served hits that were generated again and judged, and how many were wrong."""
+    audited_wrong: _builtins.int
+    bound_alarms: _builtins.int
+    """Times that a scope fell back to exact hits because audits left the bound."""
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -616,10 +647,14 @@ class GetStatsResponse(_message.Message):
         degraded: _builtins.int = ...,
         embedder_fingerprint: _builtins.str = ...,
         uptime: _duration_pb2.Duration | None = ...,
+        explored: _builtins.int = ...,
+        audited: _builtins.int = ...,
+        audited_wrong: _builtins.int = ...,
+        bound_alarms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "degraded", b"degraded", "embedder_fingerprint", b"embedder_fingerprint", "entries", b"entries", "evicted", b"evicted", "exact_hits", b"exact_hits", "expired", b"expired", "lookups", b"lookups", "max_bytes", b"max_bytes", "misses", b"misses", "refused", b"refused", "rejected", b"rejected", "semantic_hits", b"semantic_hits", "stored", b"stored", "uptime", b"uptime", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audited", b"audited", "audited_wrong", b"audited_wrong", "bound_alarms", b"bound_alarms", "bytes", b"bytes", "degraded", b"degraded", "embedder_fingerprint", b"embedder_fingerprint", "entries", b"entries", "evicted", b"evicted", "exact_hits", b"exact_hits", "expired", b"expired", "explored", b"explored", "lookups", b"lookups", "max_bytes", b"max_bytes", "misses", b"misses", "refused", b"refused", "rejected", b"rejected", "semantic_hits", b"semantic_hits", "stored", b"stored", "uptime", b"uptime", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

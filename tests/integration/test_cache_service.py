@@ -332,3 +332,34 @@ async def test_scope_that_outgrows_flat_search_keeps_its_hits(
             found = await sidecar.lookup(text)
             assert found.WhichOneof("outcome") == "hit"
             assert text_of(found.hit.answer) == f"answer to {text}?"
+
+
+async def test_explored_and_audited_pairs_are_judged(tmp_path: Path, minilm_path: Path) -> None:
+    """A fresh answer that says the same makes its audit a right one; Explain tells the bound."""
+    semantic = _patient(minilm_path) | {"bound": {"audit_share": 1.0}}
+    async with open_sidecar(tmp_path, semantic=semantic) as sidecar:
+        first = await sidecar.store(FRANCE, "Paris.")
+        again = "What's the capital city of France?"
+        hit = (await sidecar.lookup(again)).hit
+        assert hit.audit
+        entry = cache_pb2.StoreEntry(
+            key=wire_key(again), answer=answer_of("paris"), audits_entry_id=first.entry_id
+        )
+        await sidecar.stub.Store(cache_pb2.StoreRequest(entries=[entry]))
+        async with asyncio.timeout(20):
+            while not (await sidecar.stats()).audited:
+                await asyncio.sleep(0.01)
+        assert (await sidecar.stats()).audited_wrong == 0
+        explained = await sidecar.explain("Which city is the capital of France?")
+        assert explained.candidates[0].verdict.startswith("bound: similarity")
+
+
+async def test_a_bound_without_trust_explores(tmp_path: Path, minilm_path: Path) -> None:
+    """Without trust or evidence a near, verified answer is compared, not served."""
+    semantic = _patient(minilm_path) | {"bound": {"trusted_false_hits": 0}}
+    async with open_sidecar(tmp_path, semantic=semantic) as sidecar:
+        stored = await sidecar.store(FRANCE, "Paris.")
+        miss = (await sidecar.lookup("What's the capital city of France?")).miss
+        assert miss.reason == cache_pb2.MISS_REASON_EXPLORED
+        assert miss.explored_entry_id == stored.entry_id
+        assert (await sidecar.stats()).explored == 1

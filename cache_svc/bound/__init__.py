@@ -1,0 +1,1 @@
+"""The bound an operator sets on false semantic hits: pure, deterministic, bounded."""
