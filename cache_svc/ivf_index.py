@@ -39,11 +39,12 @@ _TRAINING_ROWS_PER_LIST = 40
 _TRAINING_ROUNDS = 6
 # Recall@1 that the number of lists searched is chosen for. The measurement is of
 # _QUERIES queries, so the target lies above the .99 that is promised.
-_TARGET_RECALL = 0.995
-_QUERIES = 512
+_TARGET_RECALL = 0.997
+_QUERIES = 1024
 # Cosines of those queries to the vectors they are displaced from: where paraphrases lie.
 _QUERY_COSINES = (0.85, 0.97)
-_LEAST_LISTS_SEARCHED = 24
+# Below it a build on noisy vectors takes its own easy queries for all there are.
+_LEAST_LISTS_SEARCHED = 48
 
 
 # Finds the place of an id, so that removing costs a microsecond and not a walk.
