@@ -25,6 +25,7 @@ from benchmarks.semantic.strictness import fact_reader
 from benchmarks.semantic.vcache import vcache
 from benchmarks.statistics import quantile
 from cache_svc.embedders.onnx import OnnxEmbedder
+from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.serve import MINILM_WEIGHTS
 from cache_svc.settings import SemanticSettings
@@ -131,7 +132,10 @@ def _row(
 def all_makers(delta: float, settings: SemanticSettings) -> dict[str, Maker]:
     """Every method that is compared, by its name."""
     guard = LexicalGuard(kept_readings=20_000)
-    makers: dict[str, Maker] = {"sidecache": lambda seed: Sidecache(guard, settings, delta, seed)}
+    verifier = guard if settings.verifier == "rules" else LearnedVerifier(guard=guard)
+    makers: dict[str, Maker] = {
+        "sidecache": lambda seed: Sidecache(verifier, settings, delta, seed)
+    }
     makers |= {f"static-{threshold:.2f}": _static(threshold) for threshold in THRESHOLDS}
     makers["gptcache"] = lambda _: gptcache()
     makers |= {f"vcache-{vcache_delta:g}": _vcache(vcache_delta) for vcache_delta in VCACHE_DELTAS}
@@ -208,12 +212,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stream", type=Path, nargs="*", default=[], help="streams")
     parser.add_argument("--delta", type=float, default=0.02, help="max_false_hit_rate")
     parser.add_argument("--orders", type=int, default=5, help="orders of each stream")
+    parser.add_argument("--verifier", choices=("learned", "rules"), help="default: the setting's")
     parser.add_argument("--min-similarity", type=float, help="floor; default: the setting's")
     parser.add_argument("--methods", help="only those whose names begin so, with commas between")
     parser.add_argument("--embeddings-cache", type=Path, help="a file that keeps vectors (.npz)")
     parser.add_argument("--json", help="where the rows go; -: standard output")
     asked = parser.parse_args(arguments)
     settings = SemanticSettings()
+    if asked.verifier is not None:
+        settings = settings.model_copy(update={"verifier": asked.verifier})
     if asked.min_similarity is not None:
         settings = settings.model_copy(update={"min_similarity": asked.min_similarity})
     makers = all_makers(asked.delta, settings)

@@ -28,6 +28,8 @@ from sidecache.errors import SidecacheError
 
 # Time kept back for the answer's way to a caller whose deadline is near.
 REPLY_MARGIN_S = 0.005
+# Candidates of one lookup that the slow part of a verifier may judge.
+MAX_JUDGED = 2
 
 
 class Tier(Enum):
@@ -111,7 +113,7 @@ class SemanticTier:
     neighbors: int
     budget_s: float
     executor: Executor | None = None
-    max_judged: int = 2
+    max_judged: int = MAX_JUDGED
     gate: Gate | None = None
 
 

@@ -26,6 +26,7 @@ from cache_svc.new_entry_rate import NewEntryRate
 from cache_svc.open_gate import open_gate
 from cache_svc.owned_task import owned_task
 from cache_svc.quarantine import Quarantine
+from cache_svc.reembedding import Reembedding
 from cache_svc.scoped_index import ScopedIndex
 from cache_svc.service import SERVICE_NAME, CacheService
 from cache_svc.settings import CacheSettings, SemanticSettings
@@ -71,14 +72,15 @@ async def serve(
             verifier = await asyncio.to_thread(_load_verifier, settings.semantic)
             gate = open_gate(settings.semantic.bound, queue, stats, telemetry.meter)
             tier = _semantic_tier(settings.semantic, queue, index, verifier, executor, gate)
+        quarantine = _open_quarantine(settings.semantic, durable)
         service, store, learning = _assemble(
-            settings, telemetry, queue, tier, index, stats, departures, durable, clock
+            settings, telemetry, queue, tier, index, stats, departures, durable, quarantine, clock
         )
         if learning is not None:
             await stack.enter_async_context(owned_task(learning.run(), "learning"))
         if durable is not None:
-            vectors = restore_vectors(durable.vectors, durable.store, index)
-            await stack.enter_async_context(owned_task(vectors, "vectors from disk"))
+            returning = _bring_vectors_back(durable, index, queue, quarantine, settings.semantic)
+            await stack.enter_async_context(owned_task(returning, "vectors from disk"))
         sweep = _sweep(store, settings.sweep_interval_s)
         await stack.enter_async_context(owned_task(sweep, "expiry sweep"))
 
@@ -116,6 +118,29 @@ async def _open_durable(
     return opened
 
 
+def _open_quarantine(settings: SemanticSettings, durable: Opened | None) -> Quarantine:
+    if durable is None:
+        return Quarantine(settings.max_quarantined)
+    return Quarantine(
+        settings.max_quarantined, barred=durable.bars, on_change=durable.store.set_bar
+    )
+
+
+async def _bring_vectors_back(
+    durable: Opened,
+    index: ScopedIndex,
+    queue: EmbeddingQueue | None,
+    quarantine: Quarantine,
+    settings: SemanticSettings,
+) -> None:
+    """Make stored answers comparable again: from disk, or anew after a change of embedder."""
+    await restore_vectors(durable.vectors, durable.store, index)
+    if queue is not None:
+        stale = durable.store.without_vector()
+        store, share = durable.store, settings.reembed_share
+        await Reembedding(store, store.put, index, queue, quarantine, share=share).run(stale)
+
+
 def _empty_index(
     settings: SemanticSettings,
     queue: EmbeddingQueue | None,
@@ -141,17 +166,13 @@ def _assemble(
     stats: Stats,
     departures: Departures,
     durable: Opened | None,
+    quarantine: Quarantine,
     clock: Clock,
 ) -> tuple[CacheService, AnswerStore, Learning | None]:
     """Wire the parts; ``queue`` is None where the semantic tier is off."""
-    store: AnswerStore
-    limit = settings.semantic.max_quarantined
-    if durable is None:
-        store = MemoryStore(settings.max_bytes, clock, departures)
-        quarantine = Quarantine(limit)
-    else:
-        store = durable.store
-        quarantine = Quarantine(limit, barred=durable.bars, on_change=durable.store.set_bar)
+    store: AnswerStore = (
+        MemoryStore(settings.max_bytes, clock, departures) if durable is None else durable.store
+    )
     departures.metrics = StoreMetrics(
         telemetry.meter, lambda: store.usage().entries, lambda: store.usage().bytes
     )

@@ -56,6 +56,8 @@ class SemanticSettings(BaseModel):
     """The lists are learnt anew once a scope has grown or shrunk by this factor."""
     search_threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads that search larger scopes."""
+    reembed_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Most of the embedder's time that goes into stored answers after it was changed."""
     max_quarantined: Count = 10_000
     """Requests that stay barred from the tier after a wrong hit was reported."""
     bound: BoundSettings = BoundSettings()

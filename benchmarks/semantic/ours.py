@@ -9,6 +9,7 @@ from benchmarks.semantic.methods import Trace, World
 from cache_svc.bound.evidence import Evidence, Neighbour, weigh
 from cache_svc.bound.scope import Decision, Regime, Rules, ScopeBound
 from cache_svc.faiss_index import FaissIndex
+from cache_svc.lookup import MAX_JUDGED
 from cache_svc.settings import SemanticSettings
 from cache_svc.vector_index import Neighbor
 from cache_svc.verifier import PairVerifier
@@ -50,12 +51,17 @@ class Sidecache:
         return Trace(served, seconds)
 
     def _choose(self, world: World, i: int, neighbors: list[Neighbor]) -> Neighbor | None:
-        """The nearest that passes floor and verifier."""
+        """The nearest that passes floor and verifier, judged as the sidecar judges."""
+        may_judge = MAX_JUDGED
         for neighbor in neighbors[: self._settings.neighbors]:
             if neighbor.similarity < self._settings.min_similarity:
                 return None
             query, candidate = world.texts[i], world.texts[neighbor.id]
-            if self._verifier.verify(query, candidate, neighbor.similarity).accepted:
+            verdict = self._verifier.screen(query, candidate, neighbor.similarity)
+            if verdict is None and may_judge:
+                may_judge -= 1
+                verdict = self._verifier.verify(query, candidate, neighbor.similarity)
+            if verdict is not None and verdict.accepted:
                 return neighbor
         return None
 

@@ -131,6 +131,14 @@ class DurableStore(MemoryStore):
         self._next_number = max([number, *dropped]) + 1
         self._writer.remove(dropped)
 
+    def without_vector(self) -> list[tuple[str, int]]:
+        """Tenant and id of entries that have a text to compare and no vector, newest first."""
+        return [
+            (entry.key.tenant, entry.id)
+            for entry in reversed(self._by_id.values())
+            if entry.key.text and not entry.vector_dimension
+        ]
+
     def by_id(self, entry_id: int) -> Entry | None:
         """The entry with this id, whoever's it is; to bring its vector back."""
         return self._by_id.get(entry_id)

@@ -53,6 +53,22 @@ async def test_both_tiers_survive_a_kill(tmp_path: Path, minilm_path: Path) -> N
         assert again.status == cache_pb2.STORE_STATUS_EXACT_ONLY
 
 
+async def test_answers_without_a_vector_get_one_after_a_change(
+    tmp_path: Path, minilm_path: Path
+) -> None:
+    """What another embedder (here: none) stored is comparable by meaning a little later."""
+    async with process(tmp_path, semantic__enabled="false") as (service, sidecar):
+        result = await sidecar.store(FRANCE, "Paris")
+        assert result.status == cache_pb2.STORE_STATUS_EXACT_ONLY
+        assert await service.terminate() == 0
+    semantic = {"semantic__embedder_path": str(minilm_path), "semantic__budget_s": "30"}
+    async with process(tmp_path, **semantic) as (_, sidecar), asyncio.timeout(30):
+        while not (found := await sidecar.lookup(PARAPHRASE)).HasField("hit"):
+            await asyncio.sleep(0.05)
+        assert found.hit.tier == cache_pb2.TIER_SEMANTIC
+        assert text_of(found.hit.answer) == "Paris"
+
+
 class Storm:
     """Callers that store and invalidate as fast as they can, and what they were told.
 
