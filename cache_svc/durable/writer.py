@@ -175,6 +175,8 @@ class WriteBehind:
                     self._recovered()
                 else:
                     self._failed(change, error)
+            # Its rows are not to stay in memory until the next change comes.
+            del change
             for tell in waiters:
                 tell(error is None)
             if error is not None and not self._pause():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cache_svc.settings import SemanticSettings
 from sidecache.client import CacheControl, ChatMessage, Source
 from sidecache.errors import Forbidden, InvalidRequest, ModelNotFound, Unavailable
 from sidecache.v1 import admin_pb2, cache_pb2
@@ -49,7 +50,7 @@ async def test_explain_says_what_a_request_would_meet(stack: Stack) -> None:
         similar = await explain(PARAPHRASE)
         assert similar.explained.outcome.hit.tier == cache_pb2.TIER_SEMANTIC
         assert similar.key.scope == exact.key.scope
-        assert similar.explained.threshold == pytest.approx(0.8)
+        assert similar.explained.threshold == pytest.approx(SemanticSettings().min_similarity)
         trap = await explain(TRAP)
         assert trap.explained.outcome.miss.reason == cache_pb2.MISS_REASON_REJECTED
         (candidate,) = trap.explained.candidates
