@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
 
+from inference_svc.kv_events import KvListener
 from sidecache.errors import EngineFailed
 
 
@@ -81,12 +82,29 @@ class Continuation:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """A prefix to keep in the KV cache longer than use alone would.
+
+    Attributes:
+        prompt_tokens: length of the prefix, from the first token.
+        priority: 1 to 100; higher is evicted later.
+        duration_s: for how long; None: until evicted.
+    """
+
+    prompt_tokens: int
+    priority: int
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One validated request.
 
     Attributes:
         max_tokens: tokens of each choice, those of ``continuation`` included.
         logprobs: None for none, 0 for the chosen token's own, k for k more.
+        cache_salt: prompts share KV blocks only under equal salts; empty: none.
+        retention: only a wish; an engine without priorities ignores it.
     """
 
     request_id: str
@@ -100,6 +118,8 @@ class GenerationRequest:
     adapter: str = ""
     priority: int = 0
     continuation: Continuation | None = None
+    cache_salt: str = ""
+    retention: Retention | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +140,8 @@ class TokenDelta:
             or by the possible beginning of a stop string.
         logprobs: one for each token, or empty if none were asked for.
         finish_reason: set on the last delta of the choice and nowhere else.
+        cached_prompt_tokens: on the first delta of the stream, how much of the prompt
+            was in the KV cache; None: the engine does not know.
     """
 
     choice: int
@@ -128,11 +150,19 @@ class TokenDelta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    cached_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCapabilities:
-    """What a request may ask of this engine."""
+    """What a request may ask of this engine.
+
+    Attributes:
+        cached_tokens_estimated: ``TokenDelta.cached_prompt_tokens`` is modelled, not reported.
+        kv_events: the engine tells its listener what its KV cache holds.
+        cache_salt: prompts under different salts share no KV blocks.
+        retention: prefixes can be kept longer by priority.
+    """
 
     guided_decoding: bool
     logprobs: bool
@@ -141,6 +171,10 @@ class EngineCapabilities:
     tools: bool
     max_choices: int
     max_top_logprobs: int
+    cached_tokens_estimated: bool = False
+    kv_events: bool = False
+    cache_salt: bool = False
+    retention: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +228,12 @@ class Engine(Protocol):
     @property
     def facts(self) -> ModelFacts:
         """Who answers; known once :meth:`load` has returned."""
+
+    def listen_kv(self, listener: KvListener) -> None:
+        """Tell this listener of every change of the KV cache; called before :meth:`load`.
+
+        An engine without ``capabilities.kv_events`` never calls it.
+        """
 
     async def load(self) -> None:
         """Make ready to serve, warm-up included.

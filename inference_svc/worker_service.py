@@ -102,6 +102,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                 priorities=can.priorities,
                 max_choices=can.max_choices,
                 max_top_logprobs=can.max_top_logprobs,
+                kv_events=can.kv_events,
+                cache_salt=can.cache_salt,
+                retention=can.retention,
+                cached_tokens_estimated=can.cached_tokens_estimated,
             ),
             adapters=facts.adapters,
         )

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf import duration_pb2
 
 from router.breaker import Breaker
+from router.prefix import PrefixHint
 from router.settings import LookupSettings
 from router.ticket import Ticket
 from sidecache.v1 import cache_pb2, cache_pb2_grpc
@@ -34,9 +35,13 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """No stored answer, and why: a MissReason's name, or what ails the cache."""
+    """No stored answer, and why: a MissReason's name, or what ails the cache.
+
+    ``prefix``: what the sidecar knows about the workers' KV caches; None: nothing.
+    """
 
     reason: str
+    prefix: PrefixHint | None = None
 
 
 class Cache(Protocol):

@@ -24,6 +24,8 @@ def validate(request: pb.GenerateRequest, model: ServedModel, limits: LimitSetti
     """
     if request.HasField("continuation"):
         raise InvalidRequest("only a router may continue a generation", field="continuation")
+    if request.cache_salt:
+        raise InvalidRequest("only a router may set it", field="cache_salt")
     size = request.ByteSize()
     if size > limits.max_prompt_bytes:
         raise InvalidRequest(

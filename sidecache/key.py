@@ -49,8 +49,8 @@ def request_key(
 
     Args:
         request: with ``max_tokens`` and ``n`` set, since an unset one means
-            another number on another router. ``continuation``, ``priority`` and
-            the cache control (but for its namespace) do not change an answer and
+            another number on another router. ``continuation``, ``priority``, ``cache_salt``,
+            ``retention`` and the cache control (but for its namespace) do not change an answer and
             are not part of the key.
         tenant: from the caller's credentials.
         model: the resolved model name, not the one asked for.

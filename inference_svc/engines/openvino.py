@@ -25,6 +25,7 @@ from inference_svc.engines.gguf_tokenizer import GgufTokenizer
 from inference_svc.engines.openvino_link import EngineLink
 from inference_svc.engines.openvino_stream import OpenVinoStream
 from inference_svc.grammar import check_grammar
+from inference_svc.kv_events import KvListener, ignore
 from inference_svc.prefix_gate import PrefixGate
 from inference_svc.settings import OpenVinoSettings
 from inference_svc.slots import Slots
@@ -57,6 +58,7 @@ class OpenVinoEngine:
         self._by_key: dict[int, OpenVinoStream] = {}
         self._keys = itertools.count(1)
         self._kv_cache_usage = 0.0
+        self._tell_kv: KvListener = ignore
         self._last_sign = 0.0
         self._link: EngineLink
         self._tokenizer: GgufTokenizer
@@ -73,6 +75,9 @@ class OpenVinoEngine:
     def pid(self) -> int:
         """Of the stepping process."""
         return self._link.pid
+
+    def listen_kv(self, listener: KvListener) -> None:
+        self._tell_kv = listener
 
     async def load(self) -> None:
         model = await asyncio.to_thread(read_gguf, self._model_path)

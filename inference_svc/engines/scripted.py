@@ -26,6 +26,7 @@ from inference_svc.engine import (
     TokenDelta,
     TokenLogprob,
 )
+from inference_svc.kv_events import KvListener, ignore
 from inference_svc.settings import ScriptedSettings
 from inference_svc.slots import Slot, Slots
 from sidecache.errors import EngineFailed, InvalidRequest, NotFound
@@ -88,6 +89,7 @@ class ScriptedEngine:
         self._settings = settings
         self._slots = slots
         self._model_name = model_name or MODEL_NAME
+        self._tell_kv: KvListener = ignore
         self._failure: asyncio.Future[EngineFailed] | None = None
         self._hung_since: float | None = None
 
@@ -114,6 +116,9 @@ class ScriptedEngine:
                 max_top_logprobs=0,
             ),
         )
+
+    def listen_kv(self, listener: KvListener) -> None:
+        self._tell_kv = listener
 
     async def load(self) -> None:
         self._failure = asyncio.get_running_loop().create_future()

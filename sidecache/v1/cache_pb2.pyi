@@ -153,27 +153,76 @@ class LookupRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     MAX_AGE_FIELD_NUMBER: _builtins.int
     MIN_SIMILARITY_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
     min_similarity: _builtins.float
     @_builtins.property
     def key(self) -> Global___CacheKey: ...
     @_builtins.property
     def max_age(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def prefix(self) -> Global___PrefixQuery:
+        """Also say, with a miss, which worker holds how much of this prompt."""
+
     def __init__(
         self,
         *,
         key: Global___CacheKey | None = ...,
         max_age: _duration_pb2.Duration | None = ...,
         min_similarity: _builtins.float | None = ...,
+        prefix: Global___PrefixQuery | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_similarity", b"_min_similarity", "key", b"key", "max_age", b"max_age", "min_similarity", b"min_similarity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_similarity", b"_min_similarity", "key", b"key", "max_age", b"max_age", "min_similarity", b"min_similarity", "prefix", b"prefix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_similarity", b"_min_similarity", "key", b"key", "max_age", b"max_age", "min_similarity", b"min_similarity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_similarity", b"_min_similarity", "key", b"key", "max_age", b"max_age", "min_similarity", b"min_similarity", "prefix", b"prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_similarity: _TypeAlias = _typing.Literal["min_similarity"]  # noqa: Y015
     _WhichOneofArgType__min_similarity: _TypeAlias = _typing.Literal["_min_similarity", b"_min_similarity"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_similarity) -> _WhichOneofReturnType__min_similarity | None: ...
 
 Global___LookupRequest: _TypeAlias = LookupRequest  # noqa: Y015
+
+@_typing.final
+class PrefixQuery(_message.Message):
+    """The whole prompt, to be tokenized and looked for in the workers' KV caches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_REVISION_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    model: _builtins.str
+    model_revision: _builtins.str
+    adapter: _builtins.str
+    cache_salt: _builtins.str
+    @_builtins.property
+    def chat(self) -> _inference_pb2.Chat: ...
+    @_builtins.property
+    def token_ids(self) -> _inference_pb2.TokenIds: ...
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        chat: _inference_pb2.Chat | None = ...,
+        token_ids: _inference_pb2.TokenIds | None = ...,
+        model: _builtins.str = ...,
+        model_revision: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        cache_salt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache_salt", b"cache_salt", "chat", b"chat", "model", b"model", "model_revision", b"model_revision", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat", "token_ids"]  # noqa: Y015
+    _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+Global___PrefixQuery: _TypeAlias = PrefixQuery  # noqa: Y015
 
 @_typing.final
 class LookupResponse(_message.Message):
@@ -243,24 +292,100 @@ class CacheMiss(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     EXPLORED_ENTRY_ID_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
     reason: Global___MissReason.ValueType
     explored_entry_id: _builtins.str
     """With MISS_REASON_EXPLORED: the entry whose answer will be compared with the
     one that is stored for this request.
     """
+    @_builtins.property
+    def prefix(self) -> Global___PrefixHint:
+        """Unset: not asked for, or the sidecar could not say in time."""
+
     def __init__(
         self,
         *,
         reason: Global___MissReason.ValueType = ...,
         explored_entry_id: _builtins.str = ...,
+        prefix: Global___PrefixHint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explored_entry_id", b"explored_entry_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explored_entry_id", b"explored_entry_id", "prefix", b"prefix", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CacheMiss: _TypeAlias = CacheMiss  # noqa: Y015
+
+@_typing.final
+class PrefixHint(_message.Message):
+    """A hint only: a worker can always tokenize by itself, and a wrong hint costs
+    time, never an answer.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    PROMPT_BLOCKS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    tokenizer_fingerprint: _builtins.str
+    """What they were made with; of use only at workers with the same."""
+    chat_template_fingerprint: _builtins.str
+    block_size: _builtins.int
+    prompt_blocks: _builtins.int
+    """Whole blocks in the prompt."""
+    @_builtins.property
+    def prompt_token_ids(self) -> _inference_pb2.TokenIds:
+        """The prompt as the model sees it. Empty where the query brought ids itself."""
+
+    @_builtins.property
+    def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldPrefix]:
+        """Workers that hold at least one leading block."""
+
+    def __init__(
+        self,
+        *,
+        prompt_token_ids: _inference_pb2.TokenIds | None = ...,
+        tokenizer_fingerprint: _builtins.str = ...,
+        chat_template_fingerprint: _builtins.str = ...,
+        block_size: _builtins.int = ...,
+        prompt_blocks: _builtins.int = ...,
+        held: _abc.Iterable[Global___HeldPrefix] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_token_ids", b"prompt_token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "chat_template_fingerprint", b"chat_template_fingerprint", "held", b"held", "prompt_blocks", b"prompt_blocks", "prompt_token_ids", b"prompt_token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixHint: _TypeAlias = PrefixHint  # noqa: Y015
+
+@_typing.final
+class HeldPrefix(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """The worker's target, as SetWorkers named it."""
+    blocks: _builtins.int
+    """Leading blocks of the prompt that it holds."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldPrefix: _TypeAlias = HeldPrefix  # noqa: Y015
 
 @_typing.final
 class Answer(_message.Message):
@@ -508,16 +633,20 @@ class SetWorkersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKERS_FIELD_NUMBER: _builtins.int
+    ROUTER_FIELD_NUMBER: _builtins.int
+    router: _builtins.str
+    """The router that speaks; workers of several routers add up."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerTarget]: ...
     def __init__(
         self,
         *,
         workers: _abc.Iterable[Global___WorkerTarget] | None = ...,
+        router: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["router", b"router", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

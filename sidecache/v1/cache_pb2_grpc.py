@@ -104,8 +104,8 @@ class CacheServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetWorkers(self, request, context):
-        """The workers whose KV caches the sidecar follows. Not served by release
-        0.1: answers UNIMPLEMENTED.
+        """The workers whose KV caches the sidecar follows; replaces what this router
+        said before. A router repeats it, and is forgotten when it falls silent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

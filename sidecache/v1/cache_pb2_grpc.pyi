@@ -44,8 +44,8 @@ class CacheServiceStub:
     Feedback: _grpc.UnaryUnaryMultiCallable[_cache_pb2.FeedbackRequest, _cache_pb2.FeedbackResponse]
     """Takes a wrong answer out of service at once."""
     SetWorkers: _grpc.UnaryUnaryMultiCallable[_cache_pb2.SetWorkersRequest, _cache_pb2.SetWorkersResponse]
-    """The workers whose KV caches the sidecar follows. Not served by release
-    0.1: answers UNIMPLEMENTED.
+    """The workers whose KV caches the sidecar follows; replaces what this router
+    said before. A router repeats it, and is forgotten when it falls silent.
     """
     GetStats: _grpc.UnaryUnaryMultiCallable[_cache_pb2.GetStatsRequest, _cache_pb2.GetStatsResponse]
     Explain: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ExplainRequest, _cache_pb2.ExplainResponse]
@@ -65,8 +65,8 @@ class CacheServiceAsyncStub(CacheServiceStub):
     Feedback: _aio.UnaryUnaryMultiCallable[_cache_pb2.FeedbackRequest, _cache_pb2.FeedbackResponse]  # type: ignore[assignment]
     """Takes a wrong answer out of service at once."""
     SetWorkers: _aio.UnaryUnaryMultiCallable[_cache_pb2.SetWorkersRequest, _cache_pb2.SetWorkersResponse]  # type: ignore[assignment]
-    """The workers whose KV caches the sidecar follows. Not served by release
-    0.1: answers UNIMPLEMENTED.
+    """The workers whose KV caches the sidecar follows; replaces what this router
+    said before. A router repeats it, and is forgotten when it falls silent.
     """
     GetStats: _aio.UnaryUnaryMultiCallable[_cache_pb2.GetStatsRequest, _cache_pb2.GetStatsResponse]  # type: ignore[assignment]
     Explain: _aio.UnaryUnaryMultiCallable[_cache_pb2.ExplainRequest, _cache_pb2.ExplainResponse]  # type: ignore[assignment]
@@ -113,8 +113,8 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_pb2.SetWorkersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.SetWorkersResponse, _abc.Awaitable[_cache_pb2.SetWorkersResponse]]:
-        """The workers whose KV caches the sidecar follows. Not served by release
-        0.1: answers UNIMPLEMENTED.
+        """The workers whose KV caches the sidecar follows; replaces what this router
+        said before. A router repeats it, and is forgotten when it falls silent.
         """
 
     @_abc_1.abstractmethod

@@ -128,6 +128,8 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     CONTINUATION_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A name from ListModels. Empty: the router's default model."""
     text: _builtins.str
@@ -144,6 +146,11 @@ class GenerateRequest(_message.Message):
     """A LoRA adapter known to the workers. Empty: the base model."""
     priority: _builtins.int
     """Higher is served first where the engine can. Unset: 0."""
+    cache_salt: _builtins.str
+    """Prompts share KV blocks in a worker only under equal salts, so that one
+    tenant cannot probe another's prompts by their time to first token. Set by
+    the router; its own door refuses it.
+    """
     @_builtins.property
     def chat(self) -> Global___Chat:
         """Rendered with the model's own chat template."""
@@ -168,6 +175,10 @@ class GenerateRequest(_message.Message):
         to a worker; the router's own door refuses it.
         """
 
+    @_builtins.property
+    def retention(self) -> Global___PrefixRetention:
+        """Asks to keep a prefix in the KV cache of the worker that serves this."""
+
     def __init__(
         self,
         *,
@@ -185,10 +196,12 @@ class GenerateRequest(_message.Message):
         priority: _builtins.int | None = ...,
         cache: Global___CacheControl | None = ...,
         continuation: Global___Continuation | None = ...,
+        cache_salt: _builtins.str = ...,
+        retention: Global___PrefixRetention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "cache", b"cache", "chat", b"chat", "continuation", b"continuation", "guided", b"guided", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "n", b"n", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "cache", b"cache", "chat", b"chat", "continuation", b"continuation", "guided", b"guided", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "n", b"n", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "adapter", b"adapter", "cache", b"cache", "chat", b"chat", "continuation", b"continuation", "guided", b"guided", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "n", b"n", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "adapter", b"adapter", "cache", b"cache", "cache_salt", b"cache_salt", "chat", b"chat", "continuation", b"continuation", "guided", b"guided", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "n", b"n", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
@@ -212,6 +225,38 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class PrefixRetention(_message.Message):
+    """A wish: engines without retention priorities ignore it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEADING_MESSAGES_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    leading_messages: _builtins.int
+    """The first this many messages of a chat, its tools included. 0: the whole prompt."""
+    priority: _builtins.int
+    """1 to 100; higher is evicted later."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """Unset: until evicted."""
+
+    def __init__(
+        self,
+        *,
+        leading_messages: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "leading_messages", b"leading_messages", "priority", b"priority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixRetention: _TypeAlias = PrefixRetention  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):

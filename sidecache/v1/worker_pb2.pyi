@@ -136,6 +136,10 @@ class Capabilities(_message.Message):
     PRIORITIES_FIELD_NUMBER: _builtins.int
     MAX_CHOICES_FIELD_NUMBER: _builtins.int
     MAX_TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    KV_EVENTS_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_ESTIMATED_FIELD_NUMBER: _builtins.int
     guided_decoding: _builtins.bool
     logprobs: _builtins.bool
     seeded_sampling: _builtins.bool
@@ -143,6 +147,12 @@ class Capabilities(_message.Message):
     max_choices: _builtins.int
     max_top_logprobs: _builtins.int
     """Most logprobs a request may ask for beside the chosen token's."""
+    kv_events: _builtins.bool
+    cache_salt: _builtins.bool
+    """Prompts under different salts share no KV blocks."""
+    retention: _builtins.bool
+    cached_tokens_estimated: _builtins.bool
+    """cached_prompt_tokens are modelled, not reported by the engine."""
     def __init__(
         self,
         *,
@@ -152,10 +162,14 @@ class Capabilities(_message.Message):
         priorities: _builtins.bool = ...,
         max_choices: _builtins.int = ...,
         max_top_logprobs: _builtins.int = ...,
+        kv_events: _builtins.bool = ...,
+        cache_salt: _builtins.bool = ...,
+        retention: _builtins.bool = ...,
+        cached_tokens_estimated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guided_decoding", b"guided_decoding", "logprobs", b"logprobs", "max_choices", b"max_choices", "max_top_logprobs", b"max_top_logprobs", "priorities", b"priorities", "seeded_sampling", b"seeded_sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "cached_tokens_estimated", b"cached_tokens_estimated", "guided_decoding", b"guided_decoding", "kv_events", b"kv_events", "logprobs", b"logprobs", "max_choices", b"max_choices", "max_top_logprobs", b"max_top_logprobs", "priorities", b"priorities", "retention", b"retention", "seeded_sampling", b"seeded_sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -187,6 +201,7 @@ class GetLoadResponse(_message.Message):
     KV_CACHE_USAGE_FIELD_NUMBER: _builtins.int
     WAITING_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    KV_BLOCKS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     running_sequences: _builtins.int
     waiting_sequences: _builtins.int
@@ -195,6 +210,8 @@ class GetLoadResponse(_message.Message):
     """Share of KV blocks in use, 0 to 1. Unset: the engine does not say."""
     waiting_prompt_tokens: _builtins.int
     draining: _builtins.bool
+    kv_blocks: _builtins.int
+    """Blocks the KV cache can hold. Unset: the engine does not say."""
     def __init__(
         self,
         *,
@@ -205,13 +222,19 @@ class GetLoadResponse(_message.Message):
         kv_cache_usage: _builtins.float | None = ...,
         waiting_prompt_tokens: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        kv_blocks: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_usage", b"_kv_cache_usage", "kv_cache_usage", b"kv_cache_usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_blocks", b"_kv_blocks", "_kv_cache_usage", b"_kv_cache_usage", "kv_blocks", b"kv_blocks", "kv_cache_usage", b"kv_cache_usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_usage", b"_kv_cache_usage", "draining", b"draining", "epoch", b"epoch", "kv_cache_usage", b"kv_cache_usage", "max_sequences", b"max_sequences", "running_sequences", b"running_sequences", "waiting_prompt_tokens", b"waiting_prompt_tokens", "waiting_sequences", b"waiting_sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_blocks", b"_kv_blocks", "_kv_cache_usage", b"_kv_cache_usage", "draining", b"draining", "epoch", b"epoch", "kv_blocks", b"kv_blocks", "kv_cache_usage", b"kv_cache_usage", "max_sequences", b"max_sequences", "running_sequences", b"running_sequences", "waiting_prompt_tokens", b"waiting_prompt_tokens", "waiting_sequences", b"waiting_sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kv_blocks: _TypeAlias = _typing.Literal["kv_blocks"]  # noqa: Y015
+    _WhichOneofArgType__kv_blocks: _TypeAlias = _typing.Literal["_kv_blocks", b"_kv_blocks"]  # noqa: Y015
     _WhichOneofReturnType__kv_cache_usage: _TypeAlias = _typing.Literal["kv_cache_usage"]  # noqa: Y015
     _WhichOneofArgType__kv_cache_usage: _TypeAlias = _typing.Literal["_kv_cache_usage", b"_kv_cache_usage"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_blocks) -> _WhichOneofReturnType__kv_blocks | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_cache_usage) -> _WhichOneofReturnType__kv_cache_usage | None: ...
 
 Global___GetLoadResponse: _TypeAlias = GetLoadResponse  # noqa: Y015
@@ -323,7 +346,9 @@ Global___SubscribeKvEventsResponse: _TypeAlias = SubscribeKvEventsResponse  # no
 @_typing.final
 class KvSnapshot(_message.Message):
     """Block hashes are Sidecache's own: chained over token ids, with salt, adapter
-    and block size inside. 8 bytes each, concatenated.
+    and block size inside (sidecache/kv_blocks.py). 8 bytes each, little endian,
+    concatenated. A snapshot may come in several parts, all with the sequence
+    number of the last change in it; events go on with the next number.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -80,8 +80,8 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SubscribeKvEvents(self, request, context):
-        """A snapshot of the KV cache's blocks, then every change. Not served by
-        release 0.1: answers UNIMPLEMENTED.
+        """A snapshot of the KV cache's blocks, then every change. UNIMPLEMENTED where
+        the engine publishes none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,8 +38,8 @@ class WorkerServiceStub:
     grace period is over.
     """
     SubscribeKvEvents: _grpc.UnaryStreamMultiCallable[_worker_pb2.SubscribeKvEventsRequest, _worker_pb2.SubscribeKvEventsResponse]
-    """A snapshot of the KV cache's blocks, then every change. Not served by
-    release 0.1: answers UNIMPLEMENTED.
+    """A snapshot of the KV cache's blocks, then every change. UNIMPLEMENTED where
+    the engine publishes none.
     """
 
 @_typing.type_check_only
@@ -52,8 +52,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     grace period is over.
     """
     SubscribeKvEvents: _aio.UnaryStreamMultiCallable[_worker_pb2.SubscribeKvEventsRequest, _worker_pb2.SubscribeKvEventsResponse]  # type: ignore[assignment]
-    """A snapshot of the KV cache's blocks, then every change. Not served by
-    release 0.1: answers UNIMPLEMENTED.
+    """A snapshot of the KV cache's blocks, then every change. UNIMPLEMENTED where
+    the engine publishes none.
     """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -87,8 +87,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.SubscribeKvEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.SubscribeKvEventsResponse], _abc.AsyncIterator[_worker_pb2.SubscribeKvEventsResponse], _typing.Awaitable[None]]:
-        """A snapshot of the KV cache's blocks, then every change. Not served by
-        release 0.1: answers UNIMPLEMENTED.
+        """A snapshot of the KV cache's blocks, then every change. UNIMPLEMENTED where
+        the engine publishes none.
         """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
