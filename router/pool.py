@@ -13,9 +13,9 @@ from grpc_health.v1 import health_pb2
 from router.model import ServedModel
 from router.policy import RoutingPolicy
 from router.settings import PoolSettings
-from router.targets import DNS_PREFIX, check_target, resolve
+from router.targets import FILE_PREFIX, check_target, is_fixed, resolve
 from router.worker import State, Worker
-from sidecache.errors import InvalidRequest, ModelNotFound, NoHealthyWorker, NotFound
+from sidecache.errors import InvalidRequest, ModelNotFound, NoHealthyWorker, NotFound, SetupError
 from sidecache.v1 import worker_pb2
 
 log = logging.getLogger(__name__)
@@ -155,20 +155,45 @@ class WorkerPool:
     async def _follow_target(self, target: str, tasks: asyncio.TaskGroup) -> None:
         """Keep a watch over each address a target stands for, as they come and go."""
         watches: dict[str, asyncio.Task[None]] = {}
+        complaint = ""
+        settings = self._settings
+        is_file = target.startswith(FILE_PREFIX)
+        interval_s = settings.file_interval_s if is_file else settings.resolve_interval_s
         while True:
             try:
-                addresses = await resolve(target)
-            except OSError as error:
-                log.warning("cannot resolve %s: %s", target, error)
-                addresses = frozenset(watches)
+                addresses, trouble = await resolve(target), ""
+            except (OSError, SetupError) as error:
+                # What was last known stays: a slip of an editor must not empty the fleet.
+                addresses, trouble = frozenset(watches), str(error)
+            if trouble and trouble != complaint:
+                log.warning("the old workers of %s stay: %s", target, trouble)
+            complaint = trouble
             for address in addresses - watches.keys():
                 if len(self._workers) < self._settings.max_workers:
                     watches[address] = tasks.create_task(self._watch(address))
-            for address in watches.keys() - addresses:
-                watches.pop(address).cancel()
-            if not target.startswith(DNS_PREFIX):
+            # Those that come are to have answered, or failed to, before others go.
+            met = self._contacted >= addresses
+            for address, watch in list(watches.items()):
+                if self._has_left(address, met and address not in addresses):
+                    watch.cancel()
+                    del watches[address]
+            if is_fixed(target):
                 return
-            await asyncio.sleep(self._settings.resolve_interval_s)
+            await asyncio.sleep(interval_s)
+
+    def _has_left(self, address: str, leaves: bool) -> bool:
+        """Give a worker that leaves no new stream; whether its running ones are over too."""
+        worker = self._workers.get(address)
+        if worker is None:
+            return leaves
+        if leaves is not (worker.leaving_since is not None):
+            log.info("worker %s", "leaves" if leaves else "stays", extra={"worker": worker.name})
+            worker.leaving_since = self._clock() if leaves else None
+            self._index()
+        if worker.leaving_since is None:
+            return False
+        over = self._clock() - worker.leaving_since >= self._settings.leave_grace_s
+        return over or not worker.leases
 
     async def _watch(self, address: str) -> None:
         """Keep one worker's state true for as long as its address is known."""
@@ -189,6 +214,7 @@ class WorkerPool:
                 backoff_s = min(2 * backoff_s, self._settings.max_backoff_s)
         finally:
             del self._workers[address]
+            self._contacted.discard(address)
             self._index()
             await channel.close(grace=None)
 

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from observability.settings import (
     ChannelSettings,
     PositiveSeconds,
+    Seconds,
     ServerSettings,
     SettingsPart,
     TelemetrySettings,
@@ -88,12 +89,16 @@ class PoolSettings(SettingsPart):
 
     resolve_interval_s: PositiveSeconds = 10.0
     """Between two looks at a DNS target."""
+    file_interval_s: PositiveSeconds = 1.0
+    """Between two looks at a file target."""
     probe_timeout_s: PositiveSeconds = 2.0
     """Bound of connecting and of GetModel."""
     min_backoff_s: PositiveSeconds = 0.1
     """First wait after a worker was lost."""
     max_backoff_s: PositiveSeconds = 5.0
     """Longest wait."""
+    leave_grace_s: Seconds = 600.0
+    """Longest time a worker's streams go on after its target stopped naming it."""
     max_workers: Annotated[int, Field(ge=1)] = 1024
     """Workers of all targets together."""
 
@@ -108,7 +113,8 @@ class RouterSettings(BaseSettings):
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7070")
     telemetry: TelemetrySettings = TelemetrySettings()
     workers: list[str] = []
-    """Worker targets: host:port, unix:/path, or dns:host:port for every address."""
+    """Worker targets: host:port, unix:/path, dns:host:port for every address of a name, or
+    file:/path, a list that may change while the router runs."""
     cache: str | None = None
     """The cache sidecar's target; none: no cache."""
     keys_file: Path | None = None

@@ -1,33 +1,47 @@
-"""Where workers are: an address, or a name that stands for several."""
+"""Where workers are: an address, a name that stands for several, or a file that lists them."""
 
 import asyncio
 import socket
+from pathlib import Path
 
 from sidecache.errors import SetupError
 
 DNS_PREFIX = "dns:"
+FILE_PREFIX = "file:"
+# A longer list of workers is a mistake, not a fleet.
+_MAX_FILE_BYTES = 1 << 20
 
 
 def check_target(target: str) -> str:
     """Return the target if it can be one.
 
     Raises:
-        SetupError: it is neither host:port, unix:/path nor dns:host:port.
+        SetupError: it is neither host:port, unix:/path, dns:host:port nor file:/path, or it
+            is a file that cannot be used.
     """
-    if target.startswith("unix:") and len(target) > len("unix:"):
+    if target.startswith(FILE_PREFIX):
+        try:
+            _read_list(target)
+        except OSError as error:
+            raise SetupError(f"worker target {target!r}: {error.strerror}") from error
         return target
-    host, _, port = target.removeprefix(DNS_PREFIX).lstrip("/").rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise SetupError(f"worker target {target!r}: may be host:port, unix:/path or dns:host:port")
-    return target
+    return _check_address(target, may_be_name=True)
+
+
+def is_fixed(target: str) -> bool:
+    """Whether the target stands for the same address for ever."""
+    return not target.startswith((DNS_PREFIX, FILE_PREFIX))
 
 
 async def resolve(target: str) -> frozenset[str]:
     """The addresses a target stands for now.
 
     Raises:
-        OSError: the name cannot be resolved at this moment.
+        OSError: the name cannot be resolved, or the file cannot be read, at this moment.
+        SetupError: the file lists what cannot be a worker.
     """
+    if target.startswith(FILE_PREFIX):
+        return await asyncio.to_thread(_read_list, target)
     if not target.startswith(DNS_PREFIX):
         return frozenset((target,))
     host, _, port = target.removeprefix(DNS_PREFIX).lstrip("/").rpartition(":")
@@ -38,3 +52,41 @@ async def resolve(target: str) -> frozenset[str]:
         f"[{address[0]!s}]:{port}" if family == socket.AF_INET6 else f"{address[0]!s}:{port}"
         for family, _, _, _, address in found
     )
+
+
+def _check_address(target: str, *, may_be_name: bool) -> str:
+    if target.startswith("unix:") and len(target) > len("unix:"):
+        return target
+    address = target.removeprefix(DNS_PREFIX) if may_be_name else target
+    host, _, port = address.lstrip("/").rpartition(":")
+    is_ipv6 = host.startswith("[") and host.endswith("]")
+    if (
+        not host
+        or (":" in host and not is_ipv6)
+        or not port.isdigit()
+        or not 0 < int(port) < 1 << 16
+    ):
+        forms = ", dns:host:port or file:/path" if may_be_name else ""
+        raise SetupError(f"worker target {target!r}: may be host:port, unix:/path{forms}")
+    return target
+
+
+def _read_list(target: str) -> frozenset[str]:
+    """The addresses in a file: one a line, blank lines and what follows a # left out."""
+    path = Path(target.removeprefix(FILE_PREFIX))
+    with path.open("rb") as file:
+        content = file.read(_MAX_FILE_BYTES + 1)
+    if len(content) > _MAX_FILE_BYTES:
+        raise SetupError(f"worker list {path}: over {_MAX_FILE_BYTES} bytes")
+    # Every line ends with a line feed; a last one without is a file still being written.
+    if content and not content.endswith(b"\n"):
+        raise SetupError(f"worker list {path}: the last line is not ended; is it still written?")
+    try:
+        lines = content.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise SetupError(f"worker list {path}: not UTF-8 ({error.reason})") from error
+    addresses = (line.partition("#")[0].strip() for line in lines)
+    try:
+        return frozenset(_check_address(one, may_be_name=False) for one in addresses if one)
+    except SetupError as error:
+        raise SetupError(f"worker list {path}: {error.text}") from error

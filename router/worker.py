@@ -26,6 +26,7 @@ class Worker:
         leases: streams this router has there now.
         last_lease: number of the newest lease, of all the pool has given.
         cordoned: an operator's word; running streams go on.
+        leaving_since: when its target stopped naming it; None: it still does.
     """
 
     def __init__(self, address: str, channel: grpc.aio.Channel, clock: Callable[[], float]) -> None:
@@ -40,6 +41,7 @@ class Worker:
         self.leases = 0
         self.last_lease = 0
         self.cordoned = False
+        self.leaving_since: float | None = None
         self._clock = clock
         self._state = State.CONNECTING
         self.state_since = clock()
@@ -58,7 +60,7 @@ class Worker:
     @property
     def is_ready(self) -> bool:
         """Whether it may get a new stream."""
-        return self._state is State.READY and not self.cordoned
+        return self._state is State.READY and not self.cordoned and self.leaving_since is None
 
     def introduce(self, answer: worker_pb2.GetModelResponse) -> None:
         """Take in what the worker says of itself; a new epoch is a new worker."""

@@ -1,6 +1,7 @@
 """Worker targets."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,52 @@ def test_targets_that_cannot_be(target: str) -> None:
     """Anything else is refused at start, by name."""
     with pytest.raises(SetupError, match="may be host:port"):
         check_target(target)
+
+
+@pytest.mark.parametrize(
+    ("content", "addresses"),
+    [
+        ("", set()),
+        ("127.0.0.1:7071\n", {"127.0.0.1:7071"}),
+        (
+            "# fleet\n\n 127.0.0.1:7071 # left\nunix:/run/w.sock\n",
+            {"127.0.0.1:7071", "unix:/run/w.sock"},
+        ),
+    ],
+)
+async def test_a_file_lists_workers(tmp_path: Path, content: str, addresses: set[str]) -> None:
+    """One address a line; comments and blank lines say nothing."""
+    path = tmp_path / "workers"
+    path.write_text(content)
+    target = check_target(f"file:{path}")
+    assert await resolve(target) == addresses
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"127.0.0.1:7071\n127.0.0.1:70", "not ended"),
+        (b"127.0.0.1\n", "may be host:port"),
+        (b"dns:workers:7071\n", "may be host:port"),
+        (b"file:/other\n", "may be host:port"),
+        (b"\xff\xfe\n", "not UTF-8"),
+        (b"#" * (1 << 20) + b"\n", "over 1048576 bytes"),
+    ],
+)
+async def test_a_bad_list_is_refused_whole(tmp_path: Path, content: bytes, why: str) -> None:
+    """A torn, foreign or huge file is an error that names it, never half a fleet."""
+    path = tmp_path / "workers"
+    path.write_bytes(content)
+    with pytest.raises(SetupError, match=why):
+        await resolve(f"file:{path}")
+    with pytest.raises(SetupError, match=str(path)):
+        check_target(f"file:{path}")
+
+
+def test_a_missing_list_is_an_error_at_start(tmp_path: Path) -> None:
+    """The operator learns at once that the file he named is not there."""
+    with pytest.raises(SetupError, match="No such file"):
+        check_target(f"file:{tmp_path}/none")
 
 
 async def test_a_name_stands_for_its_addresses() -> None:
