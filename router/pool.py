@@ -172,7 +172,7 @@ class WorkerPool:
                 if len(self._workers) < self._settings.max_workers:
                     watches[address] = tasks.create_task(self._watch(address))
             # Those that come are to have answered, or failed to, before others go.
-            met = self._contacted >= addresses
+            met = self._contacted >= addresses & watches.keys()
             for address, watch in list(watches.items()):
                 if self._has_left(address, met and address not in addresses):
                     watch.cancel()
