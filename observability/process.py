@@ -111,7 +111,7 @@ class _Process:
                 logger.info("serving on %s", running.address)
                 await self._stop.wait()
                 logger.info("draining for at most %.1f s", settings.drain_grace_s)
-                await running.drain(settings.drain_grace_s)
+                await running.drain(settings.drain_grace_s, settings.drain_linger_s)
         logger.info("stopped")
 
     async def _ended(self, serving: asyncio.Task[None]) -> None:

@@ -1,7 +1,8 @@
 """Servers with every standard part: health, reflection, TLS, limits, drain."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,6 +14,8 @@ from observability.listening import bind, is_local
 from observability.settings import ServerSettings
 from observability.telemetry import Telemetry
 
+# For the refusals on their way when the last call has ended.
+_LAST_WORDS_S = 1.0
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -21,25 +24,40 @@ class RunningServer:
 
     Attributes:
         address: what a client on this host can dial, with the real port.
+        draining: set when a drain begins; streams that never end by themselves are to.
     """
 
-    def __init__(self, address: str, server: grpc.aio.Server, health: Health) -> None:
+    def __init__(
+        self, address: str, server: grpc.aio.Server, health: Health, edge: ServerEdge
+    ) -> None:
         self.address = address
+        self.draining = asyncio.Event()
         self._server = server
         self._health = health
+        self._edge = edge
 
     def set_serving(self, serving: bool) -> None:
         """Tell health checks whether to send requests here."""
         self._health.set_serving(serving)
 
-    async def drain(self, grace_s: float) -> None:
-        """Report NOT_SERVING, admit nothing, let running calls finish.
+    async def drain(self, grace_s: float, linger_s: float = 0.0) -> None:
+        """Report NOT_SERVING, refuse new calls, let running ones finish.
 
         Args:
             grace_s: after this many seconds what still runs is cancelled.
+            linger_s: new calls are refused one by one for at least this long, so that
+                callers who follow the health find another server before this one is gone.
         """
+        self.draining.set()
         self._health.close()
-        await self._server.stop(grace_s)
+        idle = self._edge.refuse_new()
+        until = asyncio.get_running_loop().time() + grace_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await asyncio.sleep(min(linger_s, grace_s))
+                await idle.wait()
+        left_s = until - asyncio.get_running_loop().time()
+        await self._server.stop(min(max(left_s, 0.0), _LAST_WORDS_S))
 
 
 @asynccontextmanager
@@ -66,8 +84,9 @@ async def open_server(
         SetupError: the address cannot be listened on, or a TLS file cannot be read.
     """
     health = Health(services)
+    edge = ServerEdge(telemetry, services)
     server = grpc.aio.server(
-        interceptors=(ServerEdge(telemetry, services), *interceptors),
+        interceptors=(edge, *interceptors),
         options=(*_options(settings), *options),
     )
     register(server)
@@ -75,7 +94,7 @@ async def open_server(
     if settings.reflection or (settings.reflection is None and is_local(settings.listen)):
         _add_reflection(server, services)
     address = bind(server, settings)
-    running = RunningServer(address, server, health)
+    running = RunningServer(address, server, health, edge)
     try:
         await server.start()
         running.set_serving(True)

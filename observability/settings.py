@@ -88,6 +88,8 @@ class ServerSettings(SettingsPart):
     """Written with the address once the service answers, removed when it ends."""
     drain_grace_s: Seconds = 10.0
     """How long running calls may finish after SIGTERM."""
+    drain_linger_s: Seconds = 0.2
+    """New calls are still answered, with a refusal, for at least this much of the grace."""
 
 
 class ChannelSettings(SettingsPart):

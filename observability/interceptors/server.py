@@ -29,7 +29,13 @@ from observability.interceptors.calls import (
 )
 from observability.telemetry import Telemetry
 from observability.tracing import current_trace_id, remote_parent
-from sidecache.errors import BrokenInvariant, InvalidRequest, SidecacheError, to_status
+from sidecache.errors import (
+    BrokenInvariant,
+    InvalidRequest,
+    SidecacheError,
+    Unavailable,
+    to_status,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +106,20 @@ class ServerEdge(grpc.aio.ServerInterceptor):
         self._other = Method(names.OTHER_METHOD)
         # By path; bounded by the methods served.
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+        self._running = 0
+        self._idle: asyncio.Event | None = None
+
+    def refuse_new(self) -> asyncio.Event:
+        """Refuse every new call from now on; the event says when the running ones are over.
+
+        A call that is refused here gets UNAVAILABLE, which says that nothing was done.
+        One that crosses gRPC's own goodbye may be told CANCELLED instead.
+        """
+        if self._idle is None:
+            self._idle = asyncio.Event()
+            if not self._running:
+                self._idle.set()
+        return self._idle
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -108,6 +128,8 @@ class ServerEdge(grpc.aio.ServerInterceptor):
         if path.startswith(_UNOBSERVED):
             return await continuation(handler_call_details)
         call = self._begin(path, handler_call_details.invocation_metadata)
+        if self._idle is not None:
+            return self._wrap(_refusal(Unavailable("this server drains; ask another one")))
         try:
             handler = await continuation(handler_call_details)
         except Exception as error:  # noqa: BLE001 - answered as if the handler had raised it
@@ -155,12 +177,17 @@ class ServerEdge(grpc.aio.ServerInterceptor):
     def _observe(self, behavior: Behavior) -> Behavior:
         async def observed(request: Any, context: Any) -> Any:
             call = _running.get()
+            self._running += 1
             try:
                 if type(request) is _Malformed:
                     request.refuse()
                 response = await behavior(request, context)
             except BaseException as error:  # noqa: BLE001 - each way to end is recorded
                 await self._fail(call, error, context)
+            finally:
+                self._running -= 1
+                if self._idle is not None and not self._running:
+                    self._idle.set()
             self._finish(call, _code_set_by_handler(context))
             return response
 
