@@ -107,7 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--lost-events", type=float, default=0, help="share that the index never hears of")
     add("--note-s", type=float, default=_DEFAULTS.note_s, help="memory of own routes; 0: none")
     add("--ttft-limit-s", type=float, default=_DEFAULTS.ttft_limit_s, help="what goodput counts to")
-    add("--max-queue-s", type=float, default=_DEFAULTS.max_queue_s, help="refuse beyond; none: never")
+    add(
+        "--max-queue-s",
+        type=float,
+        default=_DEFAULTS.max_queue_s,
+        help="refuse beyond; none: never",
+    )
     add("--tenants", type=int, default=1, help="deal conversations to tenants with own salts")
     add("--half", choices=["first", "second"], default="", help="of the trace's time")
     add("--policies", nargs="+", metavar="NAME", help="only these")

@@ -1,5 +1,6 @@
 """The policies by their names in settings and benchmarks."""
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from router.routing.affinity import BoundedAffinity, SessionAffinity, Threshold
@@ -19,6 +20,8 @@ PolicyName = Literal[
 ]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 DEFAULT_POLICY: PolicyName = "prefix"
+# The others never look at what a worker holds, so nobody need find it out.
+GO_BY_PREFIX: frozenset[PolicyName] = frozenset(("prefix", "cost", "bounded_affinity", "threshold"))
 
 
 def make_policy(name: PolicyName, weights: Weights | None = None, seed: int = 0) -> RoutingPolicy:
@@ -29,20 +32,14 @@ def make_policy(name: PolicyName, weights: Weights | None = None, seed: int = 0)
         weights: of ``prefix``.
         seed: of ``power_of_two``.
     """
-    match name:
-        case "prefix":
-            return LoyalPrefix(weights)
-        case "cost":
-            return PrefixCost()
-        case "session_affinity":
-            return SessionAffinity()
-        case "bounded_affinity":
-            return BoundedAffinity()
-        case "threshold":
-            return Threshold()
-        case "power_of_two":
-            return PowerOfTwo(seed)
-        case "least_loaded":
-            return LeastLoaded()
-        case "round_robin":
-            return RoundRobin()
+    makers: dict[PolicyName, Callable[[], RoutingPolicy]] = {
+        "prefix": lambda: LoyalPrefix(weights),
+        "cost": PrefixCost,
+        "session_affinity": SessionAffinity,
+        "bounded_affinity": BoundedAffinity,
+        "threshold": Threshold,
+        "power_of_two": lambda: PowerOfTwo(seed),
+        "least_loaded": LeastLoaded,
+        "round_robin": RoundRobin,
+    }
+    return makers[name]()

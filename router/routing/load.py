@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from router.routing.policy import Candidate, PromptShape, best
 from xxhash import xxh3_64_intdigest
+
+from router.routing.policy import Candidate, PromptShape
 
 
 class RoundRobin:
