@@ -85,7 +85,7 @@ class Auditor:
 
     async def _generate(self, again: Ticket, ticket: Ticket, entry_id: str) -> None:
         tape = Tape(again, self._max_answer_bytes, self._clock)
-        worker = await self._relay.stream(again, tape, _Nobody())
+        worker = await self._relay.stream(again, tape, _Nobody(), to_idlest=True)
         answer = tape.answer(worker.name, again.model.revision)
         self._cache.store_soon(ticket, answer, audits_entry_id=entry_id)
 

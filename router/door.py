@@ -11,6 +11,7 @@ from router.cache_control import why_not_looked_up, why_not_stored
 from router.model import ServedModel
 from router.pool import WorkerPool
 from router.settings import LimitSettings
+from router.tenant_salt import TenantSalt
 from router.ticket import Ticket
 from router.validation import check_tokenizable, validate
 from sidecache.key import request_key
@@ -26,7 +27,9 @@ class Door:
         pool: WorkerPool,
         limits: LimitSettings,
         clock: Callable[[], float],
+        salt: TenantSalt,
     ) -> None:
+        self._salt = salt
         self.authenticator = authenticator
         self._pool = pool
         self._limits = limits
@@ -69,6 +72,7 @@ class Door:
         if not request.HasField("n"):
             request.n = 1
         validate(request, model, self._limits)
+        request.cache_salt = self._salt.of(tenant)
         return self._write_ticket(request, context, tenant, model, opened_at)
 
     def open_tokenize(

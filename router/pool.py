@@ -10,10 +10,20 @@ from contextlib import contextmanager
 import grpc
 from grpc_health.v1 import health_pb2
 
+from router.dispatch import Dispatcher
+from router.lease import Lease
+from router.load_watch import LoadWatch
 from router.model import ServedModel
+<<<<<<< HEAD
 from router.policy import RoutingPolicy
 from router.settings import PoolSettings
 from router.targets import FILE_PREFIX, check_target, is_fixed, resolve
+=======
+from router.prompt import RoutedPrompt
+from router.routing.choice import GO_BY_PREFIX
+from router.settings import PoolSettings, RoutingSettings
+from router.targets import DNS_PREFIX, check_target, resolve
+>>>>>>> routing
 from router.worker import State, Worker
 from sidecache.errors import InvalidRequest, ModelNotFound, NoHealthyWorker, NotFound, SetupError
 from sidecache.v1 import worker_pb2
@@ -36,21 +46,23 @@ class WorkerPool:
         self,
         targets: Sequence[str],
         settings: PoolSettings,
-        policy: RoutingPolicy,
+        routing: RoutingSettings,
+        dispatcher: Dispatcher,
         connect: Callable[[str], grpc.aio.Channel],
         clock: Callable[[], float],
         default_model: str = "",
     ) -> None:
         self._targets = [check_target(target) for target in targets]
         self._settings = settings
-        self._policy = policy
+        self._dispatcher = dispatcher
+        self._goes_by_prefix = routing.policy in GO_BY_PREFIX
+        self._load_watch = LoadWatch(self._with_a_choice, routing)
         self._connect = connect
         self._clock = clock
         self._default_model = default_model
         self._workers: dict[str, Worker] = {}
         self._models: dict[str, ServedModel] = {}
         self._ready: dict[ServedModel, list[Worker]] = {}
-        self._leases_given = 0
         self._contacted: set[str] = set()
         self._first_contact = asyncio.Event()
 
@@ -59,6 +71,7 @@ class WorkerPool:
         async with asyncio.TaskGroup() as tasks:
             for target in self._targets:
                 tasks.create_task(self._follow_target(target, tasks))
+            tasks.create_task(self._load_watch.run())
 
     async def wait_for_first_contact(self) -> None:
         """Return once every known worker has answered or failed to, bounded."""
@@ -108,8 +121,18 @@ class WorkerPool:
         )
 
     @contextmanager
-    def lease(self, model: ServedModel, avoid: Collection[Worker] = ()) -> Iterator[Worker]:
+    def lease(
+        self,
+        model: ServedModel,
+        avoid: Collection[Worker] = (),
+        prompt: RoutedPrompt | None = None,
+    ) -> Iterator[Lease]:
         """Hold a worker for one stream.
+
+        Args:
+            model: what it has to serve.
+            avoid: workers that were tried.
+            prompt: what the choice goes by; None: whoever has the fewest streams.
 
         Raises:
             NoHealthyWorker: none of the model's workers outside ``avoid`` is ready.
@@ -119,14 +142,27 @@ class WorkerPool:
             candidates = [worker for worker in candidates if worker not in avoid]
         if not candidates:
             raise NoHealthyWorker(f"no worker of {model.name} is ready")
-        worker = self._policy.choose(candidates)
-        self._leases_given += 1
-        worker.last_lease = self._leases_given
-        worker.leases += 1
+        lease = self._dispatcher.lease(candidates, prompt)
         try:
-            yield worker
+            yield lease
         finally:
-            worker.leases -= 1
+            lease.release()
+
+    def has_choice(self, model: ServedModel) -> bool:
+        """Whether it can matter to a prompt which worker holds how much of it."""
+        return self._goes_by_prefix and len(self._ready.get(model, ())) > 1
+
+    def ready_workers(self, model: ServedModel) -> list[Worker]:
+        """Those that may get a stream of the model now."""
+        return list(self._ready.get(model, ()))
+
+    def learn(self, model: ServedModel, prompt: RoutedPrompt, prompt_tokens: int) -> None:
+        """Take in how many tokens a prompt really had."""
+        self._dispatcher.learn(model, prompt, prompt_tokens)
+
+    def _with_a_choice(self) -> list[Worker]:
+        """Workers whose load can matter: those that are not their model's only one."""
+        return [w for workers in self._ready.values() if len(workers) > 1 for w in workers]
 
     def has_idle_worker(self, model: ServedModel) -> bool:
         """Whether a ready worker of the model has no stream of this router."""

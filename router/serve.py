@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -20,12 +21,15 @@ from router.auditor import Auditor
 from router.auth import Insecure
 from router.cache_client import CacheClient, NoCache
 from router.cache_desk import CacheDesk
+from router.dispatch import Dispatcher
 from router.door import Door
-from router.policy import LeastLoaded
 from router.pool import WorkerPool
 from router.relay import Relay
+from router.routing.choice import make_policy
+from router.routing.cost import Weights
 from router.service import InferenceServicer
-from router.settings import RouterSettings
+from router.settings import RouterSettings, RoutingSettings
+from router.tenant_salt import TenantSalt
 from router.watched_keys import WatchedKeys
 from sidecache.errors import SetupError
 from sidecache.v1 import admin_pb2_grpc, inference_pb2_grpc
@@ -47,12 +51,13 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
     pool = WorkerPool(
         settings.workers,
         settings.pool,
-        LeastLoaded(),
+        settings.routing,
+        _dispatcher(settings.routing, clock),
         lambda address: open_channel(address, telemetry, settings.channels),
         clock,
         settings.default_model,
     )
-    door = Door(keys or Insecure(), pool, settings.limits, clock)
+    door = Door(keys or Insecure(), pool, settings.limits, clock, TenantSalt(settings.routing))
     async with AsyncExitStack() as stack:
         cache, desk = await stack.enter_async_context(_cache(settings, telemetry))
         for part in (pool, cache, keys):
@@ -60,7 +65,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
                 name = type(part).__name__
                 await stack.enter_async_context(_in_background(part.run(), name))
         await pool.wait_for_first_contact()
-        relay = Relay(pool, settings.limits)
+        relay = Relay(pool, settings.limits, settings.routing)
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
         inference = InferenceServicer(
@@ -93,6 +98,13 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.lookup.store_timeout_s):
                     await cache.flush()
+
+
+def _dispatcher(settings: RoutingSettings, clock: Callable[[], float]) -> Dispatcher:
+    """Routers draw differently, or power of two choices would not spread them."""
+    weights = Weights(**settings.weights.model_dump())
+    policy = make_policy(settings.policy, weights, seed=secrets.randbits(64))
+    return Dispatcher(policy, settings, clock)
 
 
 @asynccontextmanager

@@ -66,7 +66,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     raise NotCached("no stored answer, and only-if-cached was asked for")
                 case Miss():
                     tape = account.follow(Tape(ticket, self._max_answer_bytes, self._clock))
-                    worker = await self._relay.stream(ticket, tape, context)
+                    worker = await self._relay.stream(ticket, tape, context, outcome.prefix)
                     answer = tape.answer(worker.name, ticket.model.revision)
                     self._cache.store_soon(ticket, answer)  # whole answers only
 
@@ -95,9 +95,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         model = self._door.open_tokenize(request, context)
-        with self._pool.lease(model) as worker:
+        with self._pool.lease(model) as lease:
             try:
-                return await worker.inference.Tokenize(request, timeout=context.time_remaining())
+                return await lease.worker.inference.Tokenize(
+                    request, timeout=context.time_remaining()
+                )
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from error
 

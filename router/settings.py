@@ -14,6 +14,10 @@ from observability.settings import (
     SettingsPart,
     TelemetrySettings,
 )
+from router.routing.choice import DEFAULT_POLICY, PolicyName
+from router.routing.cost import Weights
+
+_WEIGHTS = Weights()
 
 
 class AdmissionSettings(SettingsPart):
@@ -103,6 +107,50 @@ class PoolSettings(SettingsPart):
     """Workers of all targets together."""
 
 
+class WeightSettings(SettingsPart):
+    """What the policy ``prefix`` weighs; a token to be prefilled weighs 1."""
+
+    active: Annotated[float, Field(ge=0, le=100)] = _WEIGHTS.active
+    """A token of a running sequence."""
+    recent: Annotated[float, Field(ge=0, le=100)] = _WEIGHTS.recent
+    """A token prefilled of late: it stands for blocks that had to make room."""
+    loyalty: Annotated[float, Field(ge=0, le=1000)] = _WEIGHTS.loyalty
+    """Most that a token held elsewhere weighs beyond its own prefill."""
+    patience_tokens: Annotated[float, Field(ge=0, le=1e12)] = _WEIGHTS.patience_tokens
+    """Beyond this scale loyalty grows with the root only."""
+
+
+class RoutingSettings(SettingsPart):
+    """Which worker gets a stream. docs/decisions/0015-routing.md has the reasons."""
+
+    policy: PolicyName = DEFAULT_POLICY
+    """Goes by prefixes: prefix, cost, threshold, bounded_affinity; by conversation:
+    session_affinity; by load: least_loaded, power_of_two; by nothing: round_robin."""
+    weights: WeightSettings = WeightSettings()
+    recent_tau_s: PositiveSeconds = 300.0
+    """After this long a prefilled token counts 1/e of itself among the recent ones."""
+    bytes_per_token: Annotated[float, Field(ge=0.5, le=16)] = 4.0
+    """Of a prompt nobody has counted, until a model's own rate is learned."""
+    note_s: PositiveSeconds = 2.0
+    """For how long a route counts as a prefix held, beside what the sidecar says."""
+    guess_s: PositiveSeconds = 300.0
+    """The same where the sidecar says nothing."""
+    max_notes: Annotated[int, Field(ge=1)] = 65536
+    """Prefixes remembered for that."""
+    load_interval_s: PositiveSeconds = 1.0
+    """Between two GetLoad of a worker, give or take a fifth."""
+    load_timeout_s: PositiveSeconds = 1.0
+    """Bound of one."""
+    max_foreign_tokens: Annotated[int, Field(ge=0)] = 65536
+    """Load of other routers that is believed of a worker; its lies end here."""
+    forward_token_ids: bool = True
+    """Send a worker the ids the sidecar made with the worker's own tokenizer."""
+    tenant_salt: bool = True
+    """Tenants share no KV blocks, so none can time another's prompts."""
+    salt_secret: str = ""
+    """Makes the salts unguessable; the same on every router, or they share no blocks."""
+
+
 class RouterSettings(BaseSettings):
     """The router's settings: environment, flags or a TOML file."""
 
@@ -131,6 +179,7 @@ class RouterSettings(BaseSettings):
     lookup: LookupSettings = LookupSettings()
     audit: AuditSettings = AuditSettings()
     pool: PoolSettings = PoolSettings()
+    routing: RoutingSettings = RoutingSettings()
 
     @model_validator(mode="after")
     def _one_way_in(self) -> "RouterSettings":

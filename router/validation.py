@@ -13,6 +13,7 @@ from sidecache.errors import InvalidRequest, ModelNotFound
 from sidecache.v1 import inference_pb2 as pb
 
 MAX_REPETITION_PENALTY = 10
+MAX_RETENTION_PRIORITY = 100
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -46,6 +47,8 @@ def validate(request: pb.GenerateRequest, model: ServedModel, limits: LimitSetti
             kind="adapter",
             name=request.adapter[: limits.max_name_bytes],
         )
+    if request.HasField("retention"):
+        _check_retention(request)
     if request.HasField("cache"):
         check_cache_control(request, limits)
 
@@ -175,6 +178,25 @@ def _check_guided(guided: pb.GuidedDecoding, model: ServedModel) -> None:
         raise InvalidRequest(f"{model.name} has no guided decoding", field="guided")
     if grammar == "json_schema":
         _check_json(guided.json_schema, "guided.json_schema")
+
+
+def _check_retention(request: pb.GenerateRequest) -> None:
+    retention, messages = request.retention, len(request.chat.messages)
+    if not 1 <= retention.priority <= MAX_RETENTION_PRIORITY:
+        raise InvalidRequest(
+            f"{retention.priority}; may be 1 to {MAX_RETENTION_PRIORITY}",
+            field="retention.priority",
+        )
+    if retention.leading_messages > messages:
+        raise InvalidRequest(
+            f"{retention.leading_messages}; the chat has {messages} messages",
+            field="retention.leading_messages",
+        )
+    if retention.HasField("duration") and retention.duration.ToNanoseconds() <= 0:
+        raise InvalidRequest(
+            f"{retention.duration.ToNanoseconds() / 1e9:g} s; must be above 0",
+            field="retention.duration",
+        )
 
 
 def _in_range(value: float, low: float, high: float, field: str) -> None:

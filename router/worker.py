@@ -6,6 +6,7 @@ from collections.abc import Callable
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from router.load import WorkerLoad
 from router.model import ServedModel
 from sidecache.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 
@@ -27,6 +28,8 @@ class Worker:
         last_lease: number of the newest lease, of all the pool has given.
         cordoned: an operator's word; running streams go on.
         leaving_since: when its target stopped naming it; None: it still does.
+        load: of those streams and of others' there, in tokens.
+        tokenizer_fingerprint: with chat_template_fingerprint, which token ids it understands.
     """
 
     def __init__(self, address: str, channel: grpc.aio.Channel, clock: Callable[[], float]) -> None:
@@ -42,6 +45,9 @@ class Worker:
         self.last_lease = 0
         self.cordoned = False
         self.leaving_since: float | None = None
+        self.load = WorkerLoad(clock)
+        self.tokenizer_fingerprint = ""
+        self.chat_template_fingerprint = ""
         self._clock = clock
         self._state = State.CONNECTING
         self.state_since = clock()
@@ -67,3 +73,10 @@ class Worker:
         self.model = ServedModel.from_worker(answer)
         self.name = answer.worker or self.address
         self.epoch = answer.epoch
+        self.tokenizer_fingerprint = answer.tokenizer_fingerprint
+        self.chat_template_fingerprint = answer.chat_template_fingerprint
+
+    @property
+    def incarnation(self) -> str:
+        """Its address and epoch: a restarted worker holds nothing of what it held before."""
+        return f"{self.address} {self.epoch}"

@@ -39,14 +39,16 @@ class BlockHasher:
             token_ids: of the prompt, from the parent's end on.
             parent: name of the block before the first token; None: there is none.
         """
+        return self.hashes_of_packed(token_bytes(token_ids), parent)
+
+    def hashes_of_packed(self, packed: bytes, parent: int | None = None) -> list[int]:
+        """As :meth:`hashes`, of ids that :func:`token_bytes` has packed."""
         width = 4 * self.block_size
-        packed = memoryview(token_bytes(token_ids))
+        whole = memoryview(packed)[: len(packed) - len(packed) % width]
         name = self.root if parent is None else parent
-        names = []
-        for end in range(width, len(packed) + 1, width):
-            name = xxh3_64_intdigest(packed[end - width : end], name)
-            names.append(name)
-        return names
+        # struct cuts the blocks in C, which takes half the time of slicing here.
+        blocks = struct.iter_unpack(f"{width}s", whole)
+        return [name := xxh3_64_intdigest(block, name) for (block,) in blocks]
 
 
 def root_hash(block_size: int, adapter: str, salt: str) -> int:

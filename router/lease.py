@@ -1,0 +1,39 @@
+"""One stream's hold on a worker, and the load it stands for until it ends."""
+
+from router.worker import Worker
+
+
+class Lease:
+    """Counts on its worker from the choice on: as queued until the first token, then as active.
+
+    Args:
+        worker: whose stream it is.
+        prompt_tokens: counted or estimated.
+        uncached_tokens: of those, what has to be prefilled.
+    """
+
+    __slots__ = ("_is_queued", "_prompt_tokens", "_uncached_tokens", "worker")
+
+    def __init__(self, worker: Worker, prompt_tokens: int = 0, uncached_tokens: int = 0) -> None:
+        self.worker = worker
+        self._prompt_tokens = prompt_tokens
+        self._uncached_tokens = uncached_tokens
+        self._is_queued = True
+        load = worker.load
+        worker.leases += 1
+        load.queued_tokens += uncached_tokens
+        load.pending_tokens += prompt_tokens
+        load.active_tokens += prompt_tokens
+
+    def first_token(self) -> None:
+        """The prefill is over; said again, it changes nothing."""
+        if self._is_queued:
+            self._is_queued = False
+            self.worker.load.queued_tokens -= self._uncached_tokens
+            self.worker.load.pending_tokens -= self._prompt_tokens
+
+    def release(self) -> None:
+        """The stream is over, however it ended; once a lease."""
+        self.first_token()
+        self.worker.load.active_tokens -= self._prompt_tokens
+        self.worker.leases -= 1

@@ -1,0 +1,48 @@
+"""Asks the workers how busy they are, so that other routers' streams count too."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from router.settings import RoutingSettings
+from router.worker import Worker
+from sidecache.v1 import worker_pb2
+
+_AT_ONCE = 16
+
+
+class LoadWatch:
+    """Polls GetLoad of the workers among which there is a choice.
+
+    Args:
+        workers: those to ask, asked anew each time.
+    """
+
+    def __init__(self, workers: Callable[[], Sequence[Worker]], settings: RoutingSettings) -> None:
+        self._workers = workers
+        self._settings = settings
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def run(self) -> None:
+        """Ask on the interval, until cancelled."""
+        while True:
+            # Routers that started together must not ask together for ever.
+            jitter = random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+            await asyncio.sleep(self._settings.load_interval_s * jitter)
+            await asyncio.gather(*(self.ask(worker) for worker in self._workers()))
+
+    async def ask(self, worker: Worker) -> None:
+        """Ask one worker; no answer, or one of another epoch, is no report."""
+        report: worker_pb2.GetLoadResponse | None
+        async with self._slots:
+            try:
+                report = await worker.facts.GetLoad(
+                    worker_pb2.GetLoadRequest(), timeout=self._settings.load_timeout_s
+                )
+            except grpc.aio.AioRpcError:
+                report = None
+        if report is not None and report.epoch != worker.epoch:
+            report = None
+        worker.load.hear(report, worker.leases, self._settings.max_foreign_tokens)
