@@ -162,6 +162,8 @@ class EngineCapabilities:
         kv_events: the engine tells its listener what its KV cache holds.
         cache_salt: prompts under different salts share no KV blocks.
         retention: prefixes can be kept longer by priority.
+        exact_continuation: greedy tokens follow from the tokens before them alone, whatever
+            else is in the batch; another worker can go on with a stream.
     """
 
     guided_decoding: bool
@@ -175,6 +177,7 @@ class EngineCapabilities:
     kv_events: bool = False
     cache_salt: bool = False
     retention: bool = False
+    exact_continuation: bool = False
 
 
 @dataclass(frozen=True, slots=True)

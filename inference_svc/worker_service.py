@@ -106,6 +106,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                 cache_salt=can.cache_salt,
                 retention=can.retention,
                 cached_tokens_estimated=can.cached_tokens_estimated,
+                exact_continuation=can.exact_continuation,
             ),
             adapters=facts.adapters,
         )

@@ -23,6 +23,7 @@ class ServedModel:
     max_top_logprobs: int
     logprobs: bool
     guided_decoding: bool
+    exact_continuation: bool
     adapters: frozenset[str]
 
     @classmethod
@@ -40,5 +41,6 @@ class ServedModel:
             max_top_logprobs=can.max_top_logprobs,
             logprobs=can.logprobs,
             guided_decoding=can.guided_decoding,
+            exact_continuation=can.exact_continuation,
             adapters=frozenset(answer.adapters),
         )

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -14,16 +15,10 @@ from router.dispatch import Dispatcher
 from router.lease import Lease
 from router.load_watch import LoadWatch
 from router.model import ServedModel
-<<<<<<< HEAD
-from router.policy import RoutingPolicy
-from router.settings import PoolSettings
-from router.targets import FILE_PREFIX, check_target, is_fixed, resolve
-=======
 from router.prompt import RoutedPrompt
 from router.routing.choice import GO_BY_PREFIX
 from router.settings import PoolSettings, RoutingSettings
-from router.targets import DNS_PREFIX, check_target, resolve
->>>>>>> routing
+from router.targets import FILE_PREFIX, check_target, is_fixed, resolve
 from router.worker import State, Worker
 from sidecache.errors import InvalidRequest, ModelNotFound, NoHealthyWorker, NotFound, SetupError
 from sidecache.v1 import worker_pb2
@@ -63,6 +58,7 @@ class WorkerPool:
         self._workers: dict[str, Worker] = {}
         self._models: dict[str, ServedModel] = {}
         self._ready: dict[ServedModel, list[Worker]] = {}
+        self._changed = asyncio.Event()
         self._contacted: set[str] = set()
         self._first_contact = asyncio.Event()
 
@@ -173,6 +169,11 @@ class WorkerPool:
         if worker.state is State.READY:
             log.warning("worker lost", extra={"worker": worker.name})
             self._set_state(worker, State.UNHEALTHY)
+            worker.doubted.set()
+
+    async def wait_for_change(self) -> None:
+        """Return when a worker may have become ready, or ceased to be."""
+        await self._changed.wait()
 
     def set_cordon(self, name: str, *, cordoned: bool) -> Worker:
         """Give a worker no new streams, or give it some again.
@@ -265,9 +266,24 @@ class WorkerPool:
         except grpc.aio.AioRpcError as error:
             log.debug("worker at %s does not answer: %s", worker.address, error.code())
             return False
+        worker.doubted.clear()
         watch = worker.health.Watch(  # type: ignore[attr-defined]  # its stubs lack Watch
             health_pb2.HealthCheckRequest(service=_HEALTH_SERVICE)
         )
+        listening = asyncio.ensure_future(self._listen(worker, watch))
+        doubt = asyncio.ensure_future(worker.doubted.wait())
+        try:
+            # A worker that hangs stays healthy by its last word: ask it again.
+            await asyncio.wait((listening, doubt), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            listening.cancel()
+            doubt.cancel()
+            watch.cancel()
+            await asyncio.gather(listening, doubt, return_exceptions=True)
+        return True
+
+    async def _listen(self, worker: Worker, watch: Any) -> None:
+        """Take in what a health watch says until it ends."""
         try:
             async for answer in watch:
                 serving = answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -275,9 +291,6 @@ class WorkerPool:
                 self._note_contact(worker.address)
         except grpc.aio.AioRpcError as error:
             log.warning("worker lost: %s", error.code(), extra={"worker": worker.name})
-        finally:
-            watch.cancel()
-        return True
 
     def _set_state(self, worker: Worker, state: State) -> None:
         if worker.state is not state:
@@ -301,5 +314,7 @@ class WorkerPool:
             if worker.model is not None and worker.is_ready:
                 ready[worker.model].append(worker)
         self._ready = dict(ready)
+        self._changed.set()
+        self._changed = asyncio.Event()
         for model in sorted(ready, key=lambda m: (len(ready[m]), m.revision, m.engine_build)):
             self._models[model.name] = model

@@ -1,8 +1,8 @@
-"""A miss: the stream of a worker, passed on token by token.
+"""A miss: the stream of a worker, passed on token by token, and on at the next if it is lost.
 
-Before the first token another worker may take over unseen, or, once `started`
-was sent, with a `migrated` at offset 0. After it, what broke cannot be told from
-what was lost, and the stream ends with ABORTED.
+Before the first token another worker may take over unseen. After it, the next worker
+goes on from the very next token where that is exact; `migrated` says so. What cannot be
+continued ends with ABORTED.
 """
 
 import asyncio
@@ -10,6 +10,8 @@ from typing import Protocol
 
 import grpc
 
+from router.attempts import Attempts
+from router.continuation import continued
 from router.lease import Lease
 from router.pool import WorkerPool
 from router.prefix import PrefixHint
@@ -20,15 +22,18 @@ from router.tape import Tape
 from router.ticket import Ticket
 from router.worker import Worker
 from sidecache.errors import (
+    BrokenInvariant,
+    Cancelled,
     EngineFailed,
-    NoHealthyWorker,
     Overloaded,
     SidecacheError,
-    StreamInterrupted,
     Unavailable,
     from_rpc_error,
 )
 from sidecache.v1 import inference_pb2 as pb
+
+# gRPC's own words for a connection that went down under a call.
+_CONNECTION_LOST = (Unavailable, Cancelled)
 
 
 class Reader(Protocol):
@@ -37,10 +42,6 @@ class Reader(Protocol):
     async def write(self, message: pb.GenerateResponse, /) -> None:
         """Send one message."""
         ...
-
-
-# Workers tried for one request, the first one included.
-_MAX_ATTEMPTS = 3
 
 
 class Relay:
@@ -77,61 +78,60 @@ class Relay:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + ticket.timeout_s
-        tried: list[Worker] = []
-        failure: SidecacheError | None = None
         prompt = RoutedPrompt(ticket, hint)
-        while len(tried) < _MAX_ATTEMPTS:
-            try:
-                with self._pool.lease(ticket.model, tried, None if to_idlest else prompt) as lease:
-                    worker = lease.worker
-                    if tape.started:
-                        await context.write(_migrated(tried[-1], worker))
-                    tried.append(worker)
-                    await self._follow(lease, prompt, ticket, tape, context, deadline - loop.time())
+        attempts = Attempts(self._pool, self._limits, ticket, tape)
+        while True:
+            with attempts.lease(None if to_idlest else prompt) as lease:
+                try:
+                    passage = Passage(lease, ticket, tape, attempts.move_to(lease.worker))
+                    sent = continued(self._for_worker(lease.worker, ticket, hint), tape)
+                    await self._follow(passage, sent, context, attempts, deadline - loop.time())
+                except (Unavailable, Overloaded) as error:
+                    failure = error
+                else:
                     self._pool.learn(ticket.model, prompt, tape.finished[0].usage.prompt_tokens)
-                    return worker
-            except NoHealthyWorker as error:
-                raise failure or error from error
-            except (Unavailable, Overloaded) as error:
-                if tape.tokens:
-                    raise StreamInterrupted(
-                        f"the worker was lost after {tape.tokens} tokens: {error}"
-                    ) from error
-                failure = error
-        raise failure or NoHealthyWorker(f"no worker of {ticket.model.name} is ready")
+                    return lease.worker
+            await attempts.failed(failure)
 
     async def _follow(
         self,
-        lease: Lease,
-        prompt: RoutedPrompt,
-        ticket: Ticket,
-        tape: Tape,
-        context: Reader,
+        passage: "Passage",
+        request: pb.GenerateRequest,
+        reader: Reader,
+        attempts: Attempts,
         timeout_s: float,
     ) -> None:
         """Pass on one worker's events until its stream has ended well."""
-        worker = lease.worker
+        limits, worker = self._limits, passage.worker
+        between_tokens_s = limits.worker_silence_s if attempts.why_not else limits.token_silence_s
         call = worker.inference.Generate(
-            self._for_worker(worker, ticket, prompt.hint),
+            request,
             timeout=max(0.0, timeout_s),
-            metadata=(("x-request-id", ticket.request_id),),
+            metadata=(("x-request-id", passage.ticket.request_id),),
         )
-        limits = self._limits
+        guard = StallGuard(limits.worker_silence_s, limits.reader_stall_s, between_tokens_s)
         try:
-            with StallGuard(limits.worker_silence_s, limits.reader_stall_s) as guard:
+            with guard:
                 async for event in call:
                     if event.HasField("delta"):
-                        lease.first_token()
-                    if self._passes(event, ticket, tape):
+                        passage.lease.first_token()
+                        guard.has_tokens()
+                    if passage.takes(event):
                         guard.waits_for_reader()
-                        await context.write(event)
+                        await reader.write(event)
                         guard.waits_for_worker()
         except grpc.aio.AioRpcError as error:
             raise self._blame(worker, error) from error
+        except BrokenInvariant as error:
+            # What the client has is right; only this worker is not.
+            self._pool.suspect(worker)
+            raise EngineFailed(f"worker {worker.name}: {error}") from error
         finally:
             # Frees the engine's slot whatever ended the stream here; a no-op at its own end.
             call.cancel()
-        if not tape.is_complete:
+            if guard.worker_stalled:
+                self._pool.suspect(worker)
+        if not passage.tape.is_complete:
             raise EngineFailed(f"worker {worker.name} ended its stream too early")
 
     def _for_worker(
@@ -148,11 +148,43 @@ class Relay:
         sent.token_ids.ids.extend(hint.prompt_token_ids)
         return sent
 
-    def _passes(self, event: pb.GenerateResponse, ticket: Ticket, tape: Tape) -> bool:
-        """Note what a message says; whether anything of it is for the client."""
-        passes = True
+    def _blame(self, worker: Worker, error: grpc.aio.AioRpcError) -> SidecacheError:
+        """What a worker's failed call means for the request, and for the worker."""
+        failure = from_rpc_error(error)
+        if type(failure) in _CONNECTION_LOST:
+            # Our own cancel never comes here: it is an asyncio.CancelledError.
+            self._pool.suspect(worker)
+            return EngineFailed(f"worker {worker.name}: {failure}")
+        return failure
+
+
+class Passage:
+    """One worker's part of a stream, on its way to the client.
+
+    Args:
+        lease: of the worker.
+        ticket: what was asked for.
+        tape: of the whole stream.
+        move: what the client is to be told with the first event; None: nothing.
+    """
+
+    def __init__(self, lease: Lease, ticket: Ticket, tape: Tape, move: pb.Migrated | None) -> None:
+        self.lease = lease
+        self.worker = lease.worker
+        self.ticket = ticket
+        self.tape = tape
+        self._move = move
+
+    def takes(self, event: pb.GenerateResponse) -> bool:
+        """Note what a message says; whether anything of it is for the client.
+
+        Raises:
+            EngineFailed: another checkpoint answers than was asked for.
+            BrokenInvariant: the worker lost, repeated or reordered tokens.
+        """
+        tape, passes = self.tape, True
         if event.HasField("started"):
-            if event.started.model_revision != ticket.model.revision:
+            if event.started.model_revision != self.ticket.model.revision:
                 # It was restarted with another checkpoint since it was chosen.
                 raise EngineFailed(f"worker {event.started.worker} serves another revision")
             if tape.started:
@@ -163,16 +195,10 @@ class Relay:
             tape.take(event.delta)
         if event.HasField("finished"):
             tape.finish(event.finished)
+        if passes and self._move is not None:
+            event.migrated.CopyFrom(self._move)
+            self._move = None
         return passes
-
-    def _blame(self, worker: Worker, error: grpc.aio.AioRpcError) -> SidecacheError:
-        """What a worker's failed call means for the request, and for the worker."""
-        failure = from_rpc_error(error)
-        if type(failure) is Unavailable:
-            # gRPC's own word, not the worker's: the connection is gone.
-            self._pool.suspect(worker)
-            return EngineFailed(f"worker {worker.name}: {failure}")
-        return failure
 
 
 def fits(hint: PrefixHint, worker: Worker, request: pb.GenerateRequest) -> bool:
@@ -187,9 +213,3 @@ def fits(hint: PrefixHint, worker: Worker, request: pb.GenerateRequest) -> bool:
         return False
     same_template = hint.chat_template_fingerprint == worker.chat_template_fingerprint
     return kind == "text" or (same_template and bool(hint.chat_template_fingerprint))
-
-
-def _migrated(old: Worker, new: Worker) -> pb.GenerateResponse:
-    return pb.GenerateResponse(
-        migrated=pb.Migrated(from_worker=old.name, to_worker=new.name, offset=0)
-    )

@@ -52,6 +52,14 @@ class LimitSettings(SettingsPart):
     """A request without a deadline gets this one."""
     worker_silence_s: PositiveSeconds = 10.0
     """A worker that sends neither token nor heartbeat for this long has failed."""
+    token_silence_s: PositiveSeconds = 1.5
+    """The same after the first token, for a stream that can go on at another worker."""
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    """Workers tried for one request before its first token."""
+    max_migrations: Annotated[int, Field(ge=0)] = 3
+    """Moves of one stream after its first token; 0: a lost worker ends it."""
+    migration_wait_s: Seconds = 2.0
+    """Longest wait for a worker to go on at, when none is ready."""
     reader_stall_s: PositiveSeconds = 30.0
     """A client that takes no message for this long is cut off."""
 

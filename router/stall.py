@@ -19,17 +19,32 @@ class StallGuard:
     block raises what that wait stands for.
 
     Raises:
-        EngineFailed: from the block; the worker sent nothing for ``worker_s``.
+        EngineFailed: from the block; the worker sent nothing for ``worker_s``, or, after
+            :meth:`has_tokens`, for ``between_tokens_s``.
         StreamInterrupted: from the block; the client took nothing for ``reader_s``.
     """
 
-    def __init__(self, worker_s: float, reader_s: float) -> None:
+    def __init__(
+        self, worker_s: float, reader_s: float, between_tokens_s: float | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._worker_s = worker_s
         self._reader_s = reader_s
+        self._between_tokens_s = worker_s if between_tokens_s is None else between_tokens_s
+        # How often to look: the bound may become the smallest of them meanwhile.
+        self._shortest_s = min(worker_s, reader_s, self._between_tokens_s)
         self._on_reader = False
         self._since = self._loop.time()
         self._fired = False
+
+    @property
+    def worker_stalled(self) -> bool:
+        """Whether the block was left because the worker was silent."""
+        return self._fired and not self._on_reader
+
+    def has_tokens(self) -> None:
+        """From now on the worker's silence is bounded by the time between tokens."""
+        self._worker_s = self._between_tokens_s
 
     def waits_for_worker(self) -> None:
         """The next wait is for a message of the worker."""
@@ -47,9 +62,7 @@ class StallGuard:
             raise RuntimeError("a stall guard needs a task to watch")
         self._task = task
         self._cancelling = task.cancelling()
-        self._timer = self._loop.call_at(
-            self._since + min(self._worker_s, self._reader_s), self._check
-        )
+        self._timer = self._loop.call_at(self._since + self._shortest_s, self._check)
         return self
 
     def __exit__(
@@ -69,8 +82,9 @@ class StallGuard:
 
     def _check(self) -> None:
         due = self._since + (self._reader_s if self._on_reader else self._worker_s)
-        if self._loop.time() >= due:
+        now = self._loop.time()
+        if now >= due:
             self._fired = True
             self._task.cancel()
         else:
-            self._timer = self._loop.call_at(due, self._check)
+            self._timer = self._loop.call_at(min(due, now + self._shortest_s), self._check)

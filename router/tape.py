@@ -25,6 +25,8 @@ class Tape:
         started: whether the client knows who answers.
         tokens: tokens sent, all choices together.
         first_token_at: the clock's time of the first of them.
+        delivered_ids: those of choice 0; how the stream goes on elsewhere.
+        is_inexact: a part of it may differ from what one worker would have said.
     """
 
     def __init__(self, ticket: Ticket, max_answer_bytes: int, clock: Callable[[], float]) -> None:
@@ -36,8 +38,11 @@ class Tape:
         self._deltas: list[pb.Delta] = []
         self._finished: list[pb.Finished] = []
         self._clock = clock
+        self._texts: list[str] = []
         self.started = False
         self.tokens = 0
+        self.delivered_ids: list[int] = []
+        self.is_inexact = False
         self.first_token_at: float | None = None
 
     def take(self, delta: pb.Delta) -> None:
@@ -57,6 +62,9 @@ class Tape:
         if self.first_token_at is None and count:
             self.first_token_at = self._clock()
         self.tokens += count
+        if self._choices == 1:
+            self.delivered_ids += delta.token_ids
+            self._texts.append(delta.text)
         if self._records:
             self._record(delta, count)
 
@@ -70,13 +78,22 @@ class Tape:
         return len(self._finished) == self._choices
 
     @property
+    def delivered_text(self) -> str:
+        """Text sent so far, of a stream with one choice."""
+        return "".join(self._texts)
+
+    @property
     def finished(self) -> Sequence[pb.Finished]:
         """The ends of the choices, in the order they came."""
         return self._finished
 
     def answer(self, worker: str, revision: str) -> cache_pb2.Answer | None:
         """The whole answer, or None where it may not be stored."""
-        if not self._records or any(end.reason not in _WHOLE for end in self._finished):
+        if (
+            not self._records
+            or self.is_inexact
+            or any(end.reason not in _WHOLE for end in self._finished)
+        ):
             return None
         return cache_pb2.Answer(
             deltas=self._deltas,

@@ -1,5 +1,6 @@
 """One worker as the router knows it: its channel, what it serves, how busy it is."""
 
+import asyncio
 import enum
 from collections.abc import Callable
 
@@ -27,6 +28,7 @@ class Worker:
         leases: streams this router has there now.
         last_lease: number of the newest lease, of all the pool has given.
         cordoned: an operator's word; running streams go on.
+        doubted: set by whoever found it failing, for its health watch to find out.
         leaving_since: when its target stopped naming it; None: it still does.
         load: of those streams and of others' there, in tokens.
         tokenizer_fingerprint: with chat_template_fingerprint, which token ids it understands.
@@ -45,6 +47,7 @@ class Worker:
         self.last_lease = 0
         self.cordoned = False
         self.leaving_since: float | None = None
+        self.doubted = asyncio.Event()
         self.load = WorkerLoad(clock)
         self.tokenizer_fingerprint = ""
         self.chat_template_fingerprint = ""

@@ -35,6 +35,8 @@ class GenerateOptions(TypedDict, total=False):
         priority: higher is served first.
         tools: what the model may call.
         cache: mode, namespace, ages and tags; see ``CacheControl``.
+        on_worker_loss: ``pb.ON_WORKER_LOSS_BEST_EFFORT`` takes a continuation that may differ
+            where an exact one cannot be had; the default ends the stream then.
     """
 
     model: str
@@ -56,6 +58,7 @@ class GenerateOptions(TypedDict, total=False):
     priority: int
     tools: Sequence[pb.Tool]
     cache: pb.CacheControl
+    on_worker_loss: pb.OnWorkerLoss
 
 
 _SAMPLING = frozenset(
@@ -63,7 +66,7 @@ _SAMPLING = frozenset(
     for field in pb.SamplingParameters.DESCRIPTOR.fields
     if field.name in GenerateOptions.__annotations__
 )
-_SCALARS = ("model", "max_tokens", "n", "logprobs", "adapter", "priority")
+_SCALARS = ("model", "max_tokens", "n", "logprobs", "adapter", "priority", "on_worker_loss")
 
 
 def build_request(prompt: Prompt | None, options: GenerateOptions) -> pb.GenerateRequest:

@@ -229,5 +229,6 @@ class OpenVinoEngine:
                 tools=self._tokenizer.knows_tools,
                 max_choices=min(MAX_CHOICES, self._slots.max_sequences),
                 max_top_logprobs=0,
+                exact_continuation=True,
             ),
         )

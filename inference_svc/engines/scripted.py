@@ -114,6 +114,7 @@ class ScriptedEngine:
                 tools=False,
                 max_choices=min(MAX_CHOICES, self._slots.max_sequences),
                 max_top_logprobs=0,
+                exact_continuation=True,
             ),
         )
 

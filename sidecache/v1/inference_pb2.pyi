@@ -25,6 +25,29 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _OnWorkerLoss:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnWorkerLossEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnWorkerLoss.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_WORKER_LOSS_UNSPECIFIED: _OnWorkerLoss.ValueType  # 0
+    """ABORT"""
+    ON_WORKER_LOSS_ABORT: _OnWorkerLoss.ValueType  # 1
+    """end with ABORTED"""
+    ON_WORKER_LOSS_BEST_EFFORT: _OnWorkerLoss.ValueType  # 2
+    """go on from what was sent; the rest may differ"""
+
+class OnWorkerLoss(_OnWorkerLoss, metaclass=_OnWorkerLossEnumTypeWrapper): ...
+
+ON_WORKER_LOSS_UNSPECIFIED: OnWorkerLoss.ValueType  # 0
+"""ABORT"""
+ON_WORKER_LOSS_ABORT: OnWorkerLoss.ValueType  # 1
+"""end with ABORTED"""
+ON_WORKER_LOSS_BEST_EFFORT: OnWorkerLoss.ValueType  # 2
+"""go on from what was sent; the rest may differ"""
+Global___OnWorkerLoss: _TypeAlias = OnWorkerLoss  # noqa: Y015
+
 class _CacheMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -130,6 +153,7 @@ class GenerateRequest(_message.Message):
     CONTINUATION_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
+    ON_WORKER_LOSS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A name from ListModels. Empty: the router's default model."""
     text: _builtins.str
@@ -150,6 +174,10 @@ class GenerateRequest(_message.Message):
     """Prompts share KV blocks in a worker only under equal salts, so that one
     tenant cannot probe another's prompts by their time to first token. Set by
     the router; its own door refuses it.
+    """
+    on_worker_loss: Global___OnWorkerLoss.ValueType
+    """What to do when a worker is lost after tokens were sent and the rest cannot
+    be continued exactly. What can be, is always continued.
     """
     @_builtins.property
     def chat(self) -> Global___Chat:
@@ -198,10 +226,11 @@ class GenerateRequest(_message.Message):
         continuation: Global___Continuation | None = ...,
         cache_salt: _builtins.str = ...,
         retention: Global___PrefixRetention | None = ...,
+        on_worker_loss: Global___OnWorkerLoss.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "cache", b"cache", "chat", b"chat", "continuation", b"continuation", "guided", b"guided", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "n", b"n", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "adapter", b"adapter", "cache", b"cache", "cache_salt", b"cache_salt", "chat", b"chat", "continuation", b"continuation", "guided", b"guided", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "n", b"n", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "adapter", b"adapter", "cache", b"cache", "cache_salt", b"cache_salt", "chat", b"chat", "continuation", b"continuation", "guided", b"guided", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "n", b"n", "on_worker_loss", b"on_worker_loss", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
@@ -746,19 +775,25 @@ class Migrated(_message.Message):
     FROM_WORKER_FIELD_NUMBER: _builtins.int
     TO_WORKER_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    BEST_EFFORT_FIELD_NUMBER: _builtins.int
     from_worker: _builtins.str
     to_worker: _builtins.str
     offset: _builtins.int
+    best_effort: _builtins.bool
+    """The rest need not be what the first worker would have said; only where the
+    request asked for that.
+    """
     def __init__(
         self,
         *,
         from_worker: _builtins.str = ...,
         to_worker: _builtins.str = ...,
         offset: _builtins.int = ...,
+        best_effort: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_worker", b"from_worker", "offset", b"offset", "to_worker", b"to_worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_effort", b"best_effort", "from_worker", b"from_worker", "offset", b"offset", "to_worker", b"to_worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

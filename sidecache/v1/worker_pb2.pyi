@@ -140,6 +140,7 @@ class Capabilities(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_ESTIMATED_FIELD_NUMBER: _builtins.int
+    EXACT_CONTINUATION_FIELD_NUMBER: _builtins.int
     guided_decoding: _builtins.bool
     logprobs: _builtins.bool
     seeded_sampling: _builtins.bool
@@ -153,6 +154,10 @@ class Capabilities(_message.Message):
     retention: _builtins.bool
     cached_tokens_estimated: _builtins.bool
     """cached_prompt_tokens are modelled, not reported by the engine."""
+    exact_continuation: _builtins.bool
+    """A greedy answer continued from its first tokens at another worker of the same
+    engine, build and revision is the same token for token.
+    """
     def __init__(
         self,
         *,
@@ -166,10 +171,11 @@ class Capabilities(_message.Message):
         cache_salt: _builtins.bool = ...,
         retention: _builtins.bool = ...,
         cached_tokens_estimated: _builtins.bool = ...,
+        exact_continuation: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "cached_tokens_estimated", b"cached_tokens_estimated", "guided_decoding", b"guided_decoding", "kv_events", b"kv_events", "logprobs", b"logprobs", "max_choices", b"max_choices", "max_top_logprobs", b"max_top_logprobs", "priorities", b"priorities", "retention", b"retention", "seeded_sampling", b"seeded_sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "cached_tokens_estimated", b"cached_tokens_estimated", "exact_continuation", b"exact_continuation", "guided_decoding", b"guided_decoding", "kv_events", b"kv_events", "logprobs", b"logprobs", "max_choices", b"max_choices", "max_top_logprobs", b"max_top_logprobs", "priorities", b"priorities", "retention", b"retention", "seeded_sampling", b"seeded_sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,7 @@ from router.ticket import Ticket
 from sidecache.errors import BrokenInvariant
 from sidecache.v1 import inference_pb2 as pb
 
-MODEL = ServedModel("m", "r", "scripted", "1", 4096, 256, 8, 0, False, False, frozenset())
+MODEL = ServedModel("m", "r", "scripted", "1", 4096, 256, 8, 0, False, False, True, frozenset())
 
 
 def ticket(n: int = 1, *, may_store: bool = True) -> Ticket:
