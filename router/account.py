@@ -58,6 +58,7 @@ class Account:
         self._prompt_tokens = 0
         self._lookup_started = ticket.opened_at
         self._tape: Tape | None = None
+        self._joined_at = 0.0
 
     def __enter__(self) -> Self:
         self._lookup_started = self._accounts.clock()
@@ -87,6 +88,12 @@ class Account:
                 span.set_attribute(names.CACHE_OUTCOME, kind)
                 span.set_attribute(names.CACHE_MISS_REASON, outcome.reason)
 
+    def coalesced(self, tape: Tape) -> None:
+        """Tell that the answer is read along from another caller's stream."""
+        self._source = "coalesced"
+        self._tape = tape
+        self._joined_at = self._accounts.clock()
+
     def follow(self, tape: Tape) -> Tape:
         """Take the figures from this tape when the stream has ended."""
         self._tape = tape
@@ -99,7 +106,7 @@ class Account:
         trace_: TracebackType | None,
     ) -> None:
         if self._tape is not None:
-            self._first_token_at = self._tape.first_token_at
+            self._first_token_at = self._first_token_of(self._tape)
             self._output_tokens = self._tape.tokens
             for finished in self._tape.finished:
                 self._prompt_tokens = finished.usage.prompt_tokens
@@ -119,7 +126,7 @@ class Account:
             span.set_attribute(names.SOURCE, self._source)
             if first_token_s is not None:
                 span.set_attribute(names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, first_token_s)
-            if self._tape is not None:
+            if self._tape is not None and self._source == "engine":
                 # A replayed answer is not usage of the model.
                 span.set_attribute(names.GEN_AI_USAGE_INPUT_TOKENS, self._prompt_tokens)
                 span.set_attribute(names.GEN_AI_USAGE_OUTPUT_TOKENS, self._output_tokens)
@@ -127,6 +134,11 @@ class Account:
                     names.GEN_AI_RESPONSE_FINISH_REASONS,
                     [_reason(finished.reason) for finished in self._tape.finished],
                 )
+
+    def _first_token_of(self, tape: Tape) -> float | None:
+        """Who joins late gets his first token when he joins."""
+        at = tape.first_token_at
+        return at if at is None else max(at, self._joined_at)
 
 
 def _request_attributes(ticket: Ticket) -> dict[str, str | int | float | bool]:

@@ -58,7 +58,7 @@ def check_cache_control(request: pb.GenerateRequest, limits: LimitSettings) -> N
         )
     for name in ("max_age", "ttl"):
         if cache.HasField(name):
-            _check_duration(getattr(cache, name), f"cache.{name}")
+            check_duration(getattr(cache, name), f"cache.{name}")
     if cache.HasField("ttl") and not cache.ttl.ToNanoseconds():
         raise InvalidRequest("0 s; must be above 0, and no_store keeps nothing", field="cache.ttl")
     _check_names(cache, limits)
@@ -81,7 +81,8 @@ def _check_contradictions(request: pb.GenerateRequest) -> None:
         )
 
 
-def _check_duration(duration: duration_pb2.Duration, field: str) -> None:
+def check_duration(duration: duration_pb2.Duration, field: str) -> None:
+    """Refuse what is no duration of 0 s or more."""
     seconds, nanos = duration.seconds, duration.nanos
     if abs(seconds) > _MAX_SECONDS or abs(nanos) >= _NANOS or seconds * nanos < 0:
         raise InvalidRequest(f"is no duration: {seconds} s and {nanos} ns", field=field)

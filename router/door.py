@@ -110,4 +110,11 @@ class Door:
             may_store=may_store,
             timeout_s=limit_s if remaining_s is None else min(remaining_s, limit_s),
             opened_at=opened_at,
+            attach_window_s=self._attach_window_s(request),
         )
+
+    def _attach_window_s(self, request: pb.GenerateRequest) -> float:
+        if not request.HasField("attach_window"):
+            return 0.0
+        asked_s = request.attach_window.ToNanoseconds() / 1e9
+        return min(asked_s, self._limits.max_attach_window_s)

@@ -23,6 +23,7 @@ from router.cache_client import CacheClient, NoCache
 from router.cache_desk import CacheDesk
 from router.dispatch import Dispatcher
 from router.door import Door
+from router.flights import Flights
 from router.pool import WorkerPool
 from router.relay import Relay
 from router.routing.choice import make_policy
@@ -68,6 +69,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         relay = Relay(pool, settings.limits, settings.routing)
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
+        flights = Flights(settings.flights, max_answer_bytes, settings.limits.reader_stall_s)
         inference = InferenceServicer(
             door,
             Admission(settings.admission, clock),
@@ -80,6 +82,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             max_answer_bytes,
             clock,
             auditor,
+            flights,
         )
         admin = AdminServicer(door, pool, desk, clock)
 
@@ -93,6 +96,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             _in_background(auditor.run(), "Auditor"),
         ):
             yield server
+        flights.close()
         if isinstance(cache, CacheClient):
             # What finished streams left to store; bounded like any store call.
             with suppress(TimeoutError):

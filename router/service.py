@@ -5,18 +5,22 @@ from typing import Any
 
 import grpc
 
-from router.account import Accounts
+from router.account import Account, Accounts
 from router.admission import Admission
 from router.auditor import Auditor
 from router.cache_client import Cache, Hit, Miss
 from router.cache_desk import CacheDesk
 from router.door import Door
+from router.flight import Reattached
+from router.flights import Flights
 from router.pool import WorkerPool
-from router.relay import Relay
+from router.prefix import PrefixHint
+from router.relay import Reader, Relay
 from router.replay import replay
 from router.settings import LimitSettings
 from router.tape import Tape
-from sidecache.errors import NotCached, Unsupported, from_rpc_error
+from router.ticket import Ticket
+from sidecache.errors import NotCached, from_rpc_error
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1 import inference_pb2_grpc
 
@@ -39,6 +43,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         max_answer_bytes: int,
         clock: Callable[[], float],
         auditor: Auditor,
+        flights: Flights,
     ) -> None:
         self._door = door
         self._admission = admission
@@ -51,11 +56,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._max_answer_bytes = max_answer_bytes
         self._clock = clock
         self._auditor = auditor
+        self._flights = flights
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Answer one prompt: from the cache if it knows, else from a worker."""
         ticket = self._door.open(request, context)
         with self._admission.admit(ticket.tenant), self._accounts.open(ticket) as account:
+            if await self._read_along(ticket, account, context):
+                return
             outcome = await self._cache.lookup(ticket)  # a sick cache is a Miss
             account.looked_up(outcome)
             match outcome:
@@ -65,14 +73,36 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 case Miss() if ticket.only_if_cached:
                     raise NotCached("no stored answer, and only-if-cached was asked for")
                 case Miss():
-                    tape = account.follow(Tape(ticket, self._max_answer_bytes, self._clock))
-                    worker = await self._relay.stream(ticket, tape, context, outcome.prefix)
-                    answer = tape.answer(worker.name, ticket.model.revision)
-                    self._cache.store_soon(ticket, answer)  # whole answers only
+                    if not await self._read_along(ticket, account, context):
+                        await self._generate(ticket, outcome.prefix, account, context)
+
+    async def _read_along(self, ticket: Ticket, account: Account, context: Context) -> bool:
+        """Take part in the generation under way for the same question, if there is one."""
+        flight = self._flights.to_join(ticket)
+        if flight is None:
+            return False
+        account.coalesced(flight.tape)
+        await self._flights.join(flight, ticket, context)
+        return True
+
+    async def _generate(
+        self, ticket: Ticket, hint: PrefixHint | None, account: Account, context: Context
+    ) -> None:
+        """Have a worker answer, for this caller and for those who join."""
+        tape = account.follow(Tape(ticket, self._max_answer_bytes, self._clock))
+
+        async def generate(reader: Reader) -> None:
+            worker = await self._relay.stream(ticket, tape, reader, hint)
+            answer = tape.answer(worker.name, ticket.model.revision)
+            self._cache.store_soon(ticket, answer)  # whole answers only
+
+        await self._flights.fly(ticket, tape, context, generate)
 
     async def Attach(self, request: pb.AttachRequest, context: Context) -> None:
-        self._door.identify(context)
-        raise Unsupported("this release keeps no detached streams: send the request again")
+        """Go on with a stream of the caller's whose connection was lost."""
+        tenant = self._door.identify(context).tenant
+        reader = Reattached(context)
+        await self._flights.attach(tenant, request.request_id, request.offset, reader)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context

@@ -50,6 +50,8 @@ class LimitSettings(SettingsPart):
     """Bytes of a namespace, tag or adapter name."""
     max_request_s: PositiveSeconds = 600.0
     """A request without a deadline gets this one."""
+    max_attach_window_s: Seconds = 60.0
+    """Longest a request may have its stream kept for a client that was cut off; 0: never."""
     worker_silence_s: PositiveSeconds = 10.0
     """A worker that sends neither token nor heartbeat for this long has failed."""
     token_silence_s: PositiveSeconds = 1.5
@@ -62,6 +64,17 @@ class LimitSettings(SettingsPart):
     """Longest wait for a worker to go on at, when none is ready."""
     reader_stall_s: PositiveSeconds = 30.0
     """A client that takes no message for this long is cut off."""
+
+
+class FlightSettings(SettingsPart):
+    """Which generations are shared, and how many are kept for clients that were cut off."""
+
+    single_flight: bool = True
+    """Requests with one key share the generation that is under way for it."""
+    max_readers: Annotated[int, Field(ge=1)] = 1024
+    """Of one generation; the next caller gets his own."""
+    max_kept: Annotated[int, Field(ge=1)] = 256
+    """Streams whose clients may come back, running and ended ones together."""
 
 
 class LookupSettings(SettingsPart):
@@ -185,6 +198,7 @@ class RouterSettings(BaseSettings):
     admission: AdmissionSettings = AdmissionSettings()
     limits: LimitSettings = LimitSettings()
     lookup: LookupSettings = LookupSettings()
+    flights: FlightSettings = FlightSettings()
     audit: AuditSettings = AuditSettings()
     pool: PoolSettings = PoolSettings()
     routing: RoutingSettings = RoutingSettings()

@@ -37,6 +37,7 @@ class Tape:
         self._bytes = 0
         self._deltas: list[pb.Delta] = []
         self._finished: list[pb.Finished] = []
+        self._last_is_own = False
         self._clock = clock
         self._texts: list[str] = []
         self.started = False
@@ -115,9 +116,15 @@ class Tape:
             and last.choice == delta.choice
             and len(last.token_ids) + count <= _PIECE_TOKENS
         ):
+            if not self._last_is_own:
+                # Others may still read the message that this is a part of.
+                self._deltas[-1] = own = pb.Delta()
+                own.CopyFrom(last)
+                last, self._last_is_own = own, True
             last.token_ids.extend(delta.token_ids)
             last.text += delta.text
             last.logprobs.extend(delta.logprobs)
         else:
             # The first stays alone, so that a replay's first token comes at once.
             self._deltas.append(delta)
+            self._last_is_own = False

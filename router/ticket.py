@@ -16,6 +16,7 @@ class Ticket:
         key: None where the cache is neither asked nor told.
         timeout_s: what was left of the deadline at the door.
         opened_at: the router's clock at the door.
+        attach_window_s: how long a client whose connection was lost may come back.
     """
 
     request_id: str
@@ -27,6 +28,7 @@ class Ticket:
     may_store: bool
     timeout_s: float
     opened_at: float
+    attach_window_s: float = 0.0
 
     @property
     def only_if_cached(self) -> bool:

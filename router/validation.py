@@ -6,7 +6,7 @@ nothing here repeats that.
 
 import json
 
-from router.cache_control import check_cache_control
+from router.cache_control import check_cache_control, check_duration
 from router.model import ServedModel
 from router.settings import LimitSettings
 from sidecache.errors import InvalidRequest, ModelNotFound
@@ -23,10 +23,7 @@ def validate(request: pb.GenerateRequest, model: ServedModel, limits: LimitSetti
     Raises:
         InvalidRequest: with ``field`` set to the path of what is wrong.
     """
-    if request.HasField("continuation"):
-        raise InvalidRequest("only a router may continue a generation", field="continuation")
-    if request.cache_salt:
-        raise InvalidRequest("only a router may set it", field="cache_salt")
+    _check_routers_own(request)
     size = request.ByteSize()
     if size > limits.max_prompt_bytes:
         raise InvalidRequest(
@@ -49,6 +46,7 @@ def validate(request: pb.GenerateRequest, model: ServedModel, limits: LimitSetti
         )
     if request.HasField("retention"):
         _check_retention(request)
+    _check_losses(request)
     if request.HasField("cache"):
         check_cache_control(request, limits)
 
@@ -178,6 +176,25 @@ def _check_guided(guided: pb.GuidedDecoding, model: ServedModel) -> None:
         raise InvalidRequest(f"{model.name} has no guided decoding", field="guided")
     if grammar == "json_schema":
         _check_json(guided.json_schema, "guided.json_schema")
+
+
+def _check_routers_own(request: pb.GenerateRequest) -> None:
+    if request.HasField("continuation"):
+        raise InvalidRequest("only a router may continue a generation", field="continuation")
+    if request.cache_salt:
+        raise InvalidRequest("only a router may set it", field="cache_salt")
+
+
+def _check_losses(request: pb.GenerateRequest) -> None:
+    """What is to happen when a worker or the client's own connection is lost."""
+    if request.on_worker_loss not in pb.OnWorkerLoss.values():
+        raise InvalidRequest(f"{request.on_worker_loss} is no OnWorkerLoss", field="on_worker_loss")
+    if request.HasField("attach_window"):
+        check_duration(request.attach_window, "attach_window")
+        if request.n > 1:
+            raise InvalidRequest(
+                f"set for {request.n} choices; may be set for one", field="attach_window"
+            )
 
 
 def _check_retention(request: pb.GenerateRequest) -> None:

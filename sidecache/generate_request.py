@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from google.protobuf import message
+from google.protobuf import duration_pb2, message
 
 from sidecache.errors import InvalidRequest
 from sidecache.v1 import inference_pb2 as pb
@@ -35,6 +35,8 @@ class GenerateOptions(TypedDict, total=False):
         priority: higher is served first.
         tools: what the model may call.
         cache: mode, namespace, ages and tags; see ``CacheControl``.
+        attach_window_s: how long the router keeps the stream if the connection is lost, for
+            ``client.attach``.
         on_worker_loss: ``pb.ON_WORKER_LOSS_BEST_EFFORT`` takes a continuation that may differ
             where an exact one cannot be had; the default ends the stream then.
     """
@@ -58,6 +60,7 @@ class GenerateOptions(TypedDict, total=False):
     priority: int
     tools: Sequence[pb.Tool]
     cache: pb.CacheControl
+    attach_window_s: float
     on_worker_loss: pb.OnWorkerLoss
 
 
@@ -94,11 +97,20 @@ def build_request(prompt: Prompt | None, options: GenerateOptions) -> pb.Generat
     for name in ("guided", "cache"):
         if name in given:
             _merge(getattr(request, name), name, given[name])
+    if "attach_window_s" in given:
+        _set_seconds(request.attach_window, "attach_window_s", given["attach_window_s"])
     if "stop" in given:
         # A lone string would silently become one stop for each of its characters.
         stop = [given["stop"]] if isinstance(given["stop"], str) else given["stop"]
         _extend(request.stop, "stop", stop)
     return request
+
+
+def _set_seconds(target: duration_pb2.Duration, name: str, value: object) -> None:
+    try:
+        target.FromNanoseconds(round(float(value) * 1e9))  # type: ignore[arg-type]  # tried out here
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest(f"{value!r} is no number of seconds", field=name) from error
 
 
 def chat_messages(prompt: Prompt) -> list[pb.ChatMessage]:

@@ -154,6 +154,7 @@ class GenerateRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
     ON_WORKER_LOSS_FIELD_NUMBER: _builtins.int
+    ATTACH_WINDOW_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A name from ListModels. Empty: the router's default model."""
     text: _builtins.str
@@ -207,6 +208,13 @@ class GenerateRequest(_message.Message):
     def retention(self) -> Global___PrefixRetention:
         """Asks to keep a prefix in the KV cache of the worker that serves this."""
 
+    @_builtins.property
+    def attach_window(self) -> _duration_pb2.Duration:
+        """Keep the stream for so long, up to the operator's limit, if the connection is
+        lost: Attach goes on with it. Until then its engine slot stays taken. Unset
+        or 0: a client that is gone has given up. One choice only.
+        """
+
     def __init__(
         self,
         *,
@@ -227,10 +235,11 @@ class GenerateRequest(_message.Message):
         cache_salt: _builtins.str = ...,
         retention: Global___PrefixRetention | None = ...,
         on_worker_loss: Global___OnWorkerLoss.ValueType = ...,
+        attach_window: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "cache", b"cache", "chat", b"chat", "continuation", b"continuation", "guided", b"guided", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "n", b"n", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "attach_window", b"attach_window", "cache", b"cache", "chat", b"chat", "continuation", b"continuation", "guided", b"guided", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "n", b"n", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "adapter", b"adapter", "cache", b"cache", "cache_salt", b"cache_salt", "chat", b"chat", "continuation", b"continuation", "guided", b"guided", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "n", b"n", "on_worker_loss", b"on_worker_loss", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "adapter", b"adapter", "attach_window", b"attach_window", "cache", b"cache", "cache_salt", b"cache_salt", "chat", b"chat", "continuation", b"continuation", "guided", b"guided", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "n", b"n", "on_worker_loss", b"on_worker_loss", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015

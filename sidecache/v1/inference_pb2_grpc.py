@@ -73,8 +73,10 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Attach(self, request, context):
-        """Rejoins a stream whose client lost its connection, from an absolute
-        offset. Not served by release 0.1: answers UNIMPLEMENTED.
+        """Rejoins a stream of one's own whose connection was lost, from an absolute
+        offset; its request must have had an attach_window. NOT_FOUND: it is not there
+        any more or not the caller's, the two told apart to nobody; INVALID_ARGUMENT:
+        no message of the stream ended at this offset. A worker answers UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,8 +41,10 @@ class InferenceServiceStub:
     `progress` and `migrated`, then one `finished` for each choice.
     """
     Attach: _grpc.UnaryStreamMultiCallable[_inference_pb2.AttachRequest, _inference_pb2.AttachResponse]
-    """Rejoins a stream whose client lost its connection, from an absolute
-    offset. Not served by release 0.1: answers UNIMPLEMENTED.
+    """Rejoins a stream of one's own whose connection was lost, from an absolute
+    offset; its request must have had an attach_window. NOT_FOUND: it is not there
+    any more or not the caller's, the two told apart to nobody; INVALID_ARGUMENT:
+    no message of the stream ended at this offset. A worker answers UNIMPLEMENTED.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]
     """The models that can be asked for now."""
@@ -62,8 +64,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     `progress` and `migrated`, then one `finished` for each choice.
     """
     Attach: _aio.UnaryStreamMultiCallable[_inference_pb2.AttachRequest, _inference_pb2.AttachResponse]  # type: ignore[assignment]
-    """Rejoins a stream whose client lost its connection, from an absolute
-    offset. Not served by release 0.1: answers UNIMPLEMENTED.
+    """Rejoins a stream of one's own whose connection was lost, from an absolute
+    offset; its request must have had an attach_window. NOT_FOUND: it is not there
+    any more or not the caller's, the two told apart to nobody; INVALID_ARGUMENT:
+    no message of the stream ended at this offset. A worker answers UNIMPLEMENTED.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The models that can be asked for now."""
@@ -92,8 +96,10 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.AttachRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.AttachResponse], _abc.AsyncIterator[_inference_pb2.AttachResponse], _typing.Awaitable[None]]:
-        """Rejoins a stream whose client lost its connection, from an absolute
-        offset. Not served by release 0.1: answers UNIMPLEMENTED.
+        """Rejoins a stream of one's own whose connection was lost, from an absolute
+        offset; its request must have had an attach_window. NOT_FOUND: it is not there
+        any more or not the caller's, the two told apart to nobody; INVALID_ARGUMENT:
+        no message of the stream ended at this offset. A worker answers UNIMPLEMENTED.
         """
 
     @_abc_1.abstractmethod

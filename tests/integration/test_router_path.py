@@ -7,7 +7,7 @@ import pytest
 
 from inference_svc.engines.scripted import prompt_seed, scripted_text, scripted_token
 from sidecache.client import CacheControl, Completion, SidecacheClient, Source
-from sidecache.errors import InvalidRequest, ModelNotFound, NotCached, Unsupported
+from sidecache.errors import InvalidRequest, ModelNotFound, NotCached
 from sidecache.stream_events import kind_of
 from sidecache.v1 import inference_pb2 as pb
 from tests.fixtures.stack import scripted_stack
@@ -153,24 +153,3 @@ async def test_the_request_id_and_the_trace_id_are_told(tmp_path: Path) -> None:
         # Both name the router that gave them out.
         assert first.request_id.split("-")[0] == again.request_id.split("-")[0]
         assert len(first.trace_id) == len(again.trace_id) == 32
-
-
-async def test_attach_is_refused_in_clear_words(tmp_path: Path) -> None:
-    """What this release does not serve says so."""
-    import grpc  # noqa: PLC0415 - the client has no call for it yet
-
-    from sidecache.errors import from_rpc_error  # noqa: PLC0415
-    from sidecache.v1 import inference_pb2_grpc  # noqa: PLC0415
-    from tests.fixtures.stack import KEYS  # noqa: PLC0415
-
-    async with (
-        scripted_stack(tmp_path) as stack,
-        grpc.aio.insecure_channel(stack.router.address) as channel,
-    ):
-        call = inference_pb2_grpc.InferenceServiceStub(channel).Attach(
-            pb.AttachRequest(request_id="x"),
-            metadata=(("authorization", f"Bearer {KEYS['acme']}"),),
-        )
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await call.read()
-        assert type(from_rpc_error(refused.value)) is Unsupported
