@@ -52,6 +52,9 @@ def finished(
     """The end of the choice whose last tokens these are.
 
     Args:
+        last: the choice's last delta.
+        reason: why it was the last.
+        prompt_tokens: of the whole prompt.
         cached_prompt_tokens: of ``prompt_tokens``, those that were in the KV cache when the
             request began; the same for each of its choices. None: the engine does not say.
         cached_is_estimate: they are modelled rather than reported.

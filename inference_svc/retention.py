@@ -22,6 +22,8 @@ async def read_retention(
     both have in common: those are a prefix of the prompt, whatever the template does.
 
     Args:
+        request: its ``retention`` is read.
+        prompt_token_ids: of the whole prompt.
         prompt: as ``read_prompt`` gave it.
         tokenize: the engine's own.
 

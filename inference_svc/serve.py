@@ -58,6 +58,9 @@ async def serve_engine(
     """Serve an engine that is loaded, and stays so when the block is left.
 
     Args:
+        engine: stays its owner's to close.
+        settings: where and how to serve.
+        telemetry: records each call.
         ledger: has listened to the engine since before it was loaded.
     """
     lifecycle = Lifecycle(ledger.close)
