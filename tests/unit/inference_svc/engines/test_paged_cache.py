@@ -155,6 +155,18 @@ def test_of_retained_prefixes_the_lower_priority_goes_first() -> None:
     assert cache.match(chain(2, 2)) == 0
 
 
+def test_a_later_wish_never_shortens_an_earlier_one() -> None:
+    """A prefix kept for good stays so when another request wants it for a second."""
+    clock = Clock()
+    cache = PagedCache(4, clock)
+    served(cache, 1, 1, retained=(50, None))
+    served(cache, 1, 1, retained=(60, 1))
+    clock.now = 100
+    for step in range(2, 9):
+        served(cache, step, step)
+    assert cache.match(chain(1, 1)) == 2
+
+
 def test_where_everything_is_in_use_nothing_is_stored() -> None:
     """Blocks in use are never taken from whoever uses them."""
     cache = PagedCache(2, Clock())
