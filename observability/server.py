@@ -24,17 +24,21 @@ class RunningServer:
 
     Attributes:
         address: what a client on this host can dial, with the real port.
-        draining: set when a drain begins; streams that never end by themselves are to.
     """
 
     def __init__(
-        self, address: str, server: grpc.aio.Server, health: Health, edge: ServerEdge
+        self,
+        address: str,
+        server: grpc.aio.Server,
+        health: Health,
+        edge: ServerEdge,
+        end_streams: Callable[[], None] | None = None,
     ) -> None:
         self.address = address
-        self.draining = asyncio.Event()
         self._server = server
         self._health = health
         self._edge = edge
+        self._end_streams = end_streams
 
     def set_serving(self, serving: bool) -> None:
         """Tell health checks whether to send requests here."""
@@ -48,8 +52,9 @@ class RunningServer:
             linger_s: new calls are refused one by one for at least this long, so that
                 callers who follow the health find another server before this one is gone.
         """
-        self.draining.set()
         self._health.close()
+        if self._end_streams is not None:
+            self._end_streams()
         idle = self._edge.refuse_new()
         until = asyncio.get_running_loop().time() + grace_s
         with suppress(TimeoutError):
@@ -69,6 +74,7 @@ async def open_server(
     services: Sequence[str],
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     options: Sequence[tuple[str, int | str]] = (),
+    end_streams: Callable[[], None] | None = None,
 ) -> AsyncIterator[RunningServer]:
     """Serve until the block is left; SERVING from its first line.
 
@@ -79,6 +85,8 @@ async def open_server(
         services: their full names, for health and reflection.
         interceptors: run behind the server edge, in this order.
         options: channel arguments after (so over) our own.
+        end_streams: ends the streams that have no end of their own; called when a
+            drain begins, which would else wait for them.
 
     Raises:
         SetupError: the address cannot be listened on, or a TLS file cannot be read.
@@ -94,7 +102,7 @@ async def open_server(
     if settings.reflection or (settings.reflection is None and is_local(settings.listen)):
         _add_reflection(server, services)
     address = bind(server, settings)
-    running = RunningServer(address, server, health, edge)
+    running = RunningServer(address, server, health, edge, end_streams)
     try:
         await server.start()
         running.set_serving(True)

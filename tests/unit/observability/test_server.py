@@ -106,22 +106,6 @@ async def test_calls_that_meet_a_drain_end_ok_or_unavailable(pair: Pair) -> None
     assert codes == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
 
 
-async def test_a_drain_is_told_to_streams_that_never_end(pair: Pair) -> None:
-    """A subscription ends when a drain begins, rather than with its grace."""
-    assert pair.running is not None
-    draining = pair.running.draining
-
-    async def subscription(_request: Any, context: Any) -> None:
-        await context.write(pb.GenerateResponse())
-        await draining.wait()
-
-    pair.service.stream = subscription
-    call = pair.stub.Generate(pb.GenerateRequest())
-    await call.read()
-    await asyncio.wait_for(pair.running.drain(60), 5)
-    assert await call.read() is grpc.aio.EOF
-
-
 async def test_a_drain_ends_after_its_grace(pair: Pair) -> None:
     """What still runs after the grace is cancelled, and its handler sees that."""
     assert pair.running is not None
