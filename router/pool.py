@@ -72,6 +72,14 @@ class WorkerPool:
         """All workers, ready or not, in the order they were found."""
         return list(self._workers.values())
 
+    def addresses(self) -> tuple[str, ...]:
+        """Where all workers are, ready or not."""
+        return tuple(self._workers)
+
+    def has_choice(self, model: ServedModel) -> bool:
+        """Whether more than one worker of the model is ready."""
+        return len(self._ready.get(model, ())) > 1
+
     def models(self) -> list[tuple[ServedModel, int]]:
         """Every model known, with the number of workers ready to serve it."""
         return [(model, len(self._ready.get(model, ()))) for model in self._models.values()]

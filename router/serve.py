@@ -21,12 +21,14 @@ from router.auth import Insecure
 from router.cache_client import CacheClient, NoCache
 from router.cache_desk import CacheDesk
 from router.door import Door
+from router.model import ServedModel
 from router.policy import LeastLoaded
 from router.pool import WorkerPool
 from router.relay import Relay
 from router.service import InferenceServicer
-from router.settings import RouterSettings
+from router.settings import LookupSettings, RouterSettings
 from router.watched_keys import WatchedKeys
+from router.worker_announcer import WorkerAnnouncer
 from sidecache.errors import SetupError
 from sidecache.v1 import admin_pb2_grpc, inference_pb2_grpc
 
@@ -54,7 +56,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
     )
     door = Door(keys or Insecure(), pool, settings.limits, clock)
     async with AsyncExitStack() as stack:
-        cache, desk = await stack.enter_async_context(_cache(settings, telemetry))
+        cache, desk = await stack.enter_async_context(_cache(settings, telemetry, pool))
         for part in (pool, cache, keys):
             if part is not None:
                 name = type(part).__name__
@@ -126,13 +128,33 @@ def _credentials(settings: RouterSettings) -> WatchedKeys | None:
 
 @asynccontextmanager
 async def _cache(
-    settings: RouterSettings, telemetry: Telemetry
+    settings: RouterSettings, telemetry: Telemetry, pool: WorkerPool
 ) -> AsyncIterator[tuple[CacheClient | NoCache, CacheDesk]]:
     if settings.cache is None:
         yield NoCache(), CacheDesk(None, settings.lookup)
         return
-    async with open_channel(settings.cache, telemetry, settings.channels) as channel:
-        yield (
-            CacheClient(channel, settings.lookup, time.monotonic),
-            CacheDesk(channel, settings.lookup),
-        )
+    lookup = settings.lookup
+    async with (
+        open_channel(settings.cache, telemetry, settings.channels) as channel,
+        _announced(channel, lookup, pool),
+    ):
+        wants_hint = pool.has_choice if lookup.prefix_hints else _never
+        client = CacheClient(channel, lookup, time.monotonic, wants_hint)
+        yield client, CacheDesk(channel, lookup)
+
+
+@asynccontextmanager
+async def _announced(
+    channel: grpc.aio.Channel, settings: LookupSettings, pool: WorkerPool
+) -> AsyncIterator[None]:
+    """Keep the sidecar told of the pool's workers, if it is to give hints."""
+    if not settings.prefix_hints:
+        yield
+        return
+    announcer = WorkerAnnouncer(channel, pool.addresses, settings, time.monotonic)
+    async with _in_background(announcer.run(), type(announcer).__name__):
+        yield
+
+
+def _never(_model: ServedModel) -> bool:
+    return False
