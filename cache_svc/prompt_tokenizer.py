@@ -15,14 +15,12 @@ from sidecache.v1 import inference_pb2
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
-NAMED_TOKENS_FILE = "template_tokens.json"
+CONFIG_FILE = "tokenizer_config.json"
 BYTE_TOKENIZER_FILE = "sidecache-byte-tokenizer.json"
 _BYTE_TOKENIZER = {"kind": "utf8-bytes", "chat": "role: content"}
-# What the byte tokenizer's workers publish as their fingerprints.
-_BYTE_FINGERPRINTS = (
-    hashlib.sha256(b"one token per UTF-8 byte").hexdigest(),
-    hashlib.sha256(b"role: content").hexdigest(),
-)
+_BYTE_TEMPLATE_FINGERPRINT = hashlib.sha256(b"role: content").hexdigest()
+# What a chat template may name.
+_NAMED_TOKENS = ("bos_token", "eos_token")
 
 
 class TokenizerRefused(Exception):
@@ -119,7 +117,8 @@ def read_tokenizer(
 def _read_byte_tokenizer(content: bytes, announced: Fingerprints) -> ByteTokenizer:
     if _read_json(content) != _BYTE_TOKENIZER:
         raise TokenizerRefused(f"{BYTE_TOKENIZER_FILE} is of an unknown kind")
-    if (announced.tokenizer, announced.chat_template) != _BYTE_FINGERPRINTS:
+    made = Fingerprints(hashlib.sha256(content).hexdigest(), _BYTE_TEMPLATE_FINGERPRINT)
+    if made != announced:
         raise TokenizerRefused(f"{BYTE_TOKENIZER_FILE} is not the one announced")
     return ByteTokenizer()
 
@@ -130,14 +129,23 @@ def _read_template(files: Mapping[str, bytes], announced: Fingerprints) -> ChatT
         return None
     if hashlib.sha256(content).hexdigest() != announced.chat_template:
         raise TokenizerRefused(f"{TEMPLATE_FILE} is not the one announced")
-    named = _read_json(files.get(NAMED_TOKENS_FILE, b"{}"))
-    if not isinstance(named, dict):
-        raise TokenizerRefused(f"{NAMED_TOKENS_FILE} is no object")
-    tokens = {str(name): str(token) for name, token in named.items()}
+    tokens = _named_tokens(_read_json(files.get(CONFIG_FILE, b"{}")))
     try:
         return ChatTemplate(content.decode(), tokens)
     except (SidecacheError, UnicodeDecodeError) as error:
         raise TokenizerRefused(f"{TEMPLATE_FILE} cannot be read") from error
+
+
+def _named_tokens(config: Any) -> dict[str, str]:
+    """Tokens by the names that templates use: plain, or described as in Hugging Face's files."""
+    if not isinstance(config, dict):
+        raise TokenizerRefused(f"{CONFIG_FILE} is no object")
+    found = {name: config.get(name) for name in _NAMED_TOKENS}
+    plain = {
+        name: token.get("content") if isinstance(token, dict) else token
+        for name, token in found.items()
+    }
+    return {name: token for name, token in plain.items() if isinstance(token, str)}
 
 
 def _read_json(content: bytes) -> Any:

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import grpc
@@ -134,26 +135,22 @@ async def _cache(
         yield NoCache(), CacheDesk(None, settings.lookup)
         return
     lookup = settings.lookup
-    async with (
-        open_channel(settings.cache, telemetry, settings.channels) as channel,
-        _announced(channel, lookup, pool),
-    ):
-        wants_hint = pool.has_choice if lookup.prefix_hints else _never
+    async with AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(
+            open_channel(settings.cache, telemetry, settings.channels)
+        )
+        wants_hint: Callable[[ServedModel], bool] = _never
+        if lookup.prefix_hints:
+            announcer = WorkerAnnouncer(channel, pool.addresses, lookup, time.monotonic)
+            await stack.enter_async_context(_in_background(announcer.run(), "WorkerAnnouncer"))
+            wants_hint = partial(_wants_hint, announcer, pool)
         client = CacheClient(channel, lookup, time.monotonic, wants_hint)
         yield client, CacheDesk(channel, lookup)
 
 
-@asynccontextmanager
-async def _announced(
-    channel: grpc.aio.Channel, settings: LookupSettings, pool: WorkerPool
-) -> AsyncIterator[None]:
-    """Keep the sidecar told of the pool's workers, if it is to give hints."""
-    if not settings.prefix_hints:
-        yield
-        return
-    announcer = WorkerAnnouncer(channel, pool.addresses, settings, time.monotonic)
-    async with _in_background(announcer.run(), type(announcer).__name__):
-        yield
+def _wants_hint(announcer: WorkerAnnouncer, pool: WorkerPool, model: ServedModel) -> bool:
+    """Whether the sidecar can have a hint, and there is a choice that it could help."""
+    return announcer.heard and pool.has_choice(model)
 
 
 def _never(_model: ServedModel) -> bool:

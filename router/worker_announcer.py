@@ -1,7 +1,7 @@
 """Tells the sidecar which workers there are, so that it can follow their KV caches."""
 
 import asyncio
-import logging
+import math
 import secrets
 from collections.abc import Callable
 
@@ -10,10 +10,10 @@ import grpc
 from router.settings import LookupSettings
 from sidecache.v1 import cache_pb2, cache_pb2_grpc
 
-log = logging.getLogger(__name__)
-
 # How often the pool is looked at; a change is told at the next look.
 _LOOK_INTERVAL_S = 0.5
+# A sidecar that follows nobody may be replaced by one that does.
+_UNSUPPORTED_RETRY_S = 60.0
 
 
 class WorkerAnnouncer:
@@ -23,6 +23,9 @@ class WorkerAnnouncer:
         addresses: those of the workers that the pool knows now.
         clock: seconds, monotonic.
         look_interval_s: between two looks at the pool.
+
+    Attributes:
+        heard: whether the sidecar took in what it was told last, so that it has hints.
     """
 
     def __init__(
@@ -41,22 +44,18 @@ class WorkerAnnouncer:
         # A restarted router is another one; the sidecar forgets the silent one.
         self._router = secrets.token_hex(8)
         self._told: tuple[str, ...] = ()
-        self._told_at_s: float | None = None
+        self._due_at_s = -math.inf
+        self.heard = False
 
     async def run(self) -> None:
-        """Announce until cancelled, or until the sidecar says that it follows nobody."""
+        """Announce until cancelled."""
         while True:
-            if self._is_due() and not await self._announce():
-                return
+            changed = self.heard and self._addresses() != self._told
+            if changed or self._clock() >= self._due_at_s:
+                await self._announce()
             await asyncio.sleep(self._look_interval_s)
 
-    def _is_due(self) -> bool:
-        if self._told_at_s is None or self._addresses() != self._told:
-            return True
-        return self._clock() - self._told_at_s >= self._settings.announce_interval_s
-
-    async def _announce(self) -> bool:
-        """Say it once; False: there is no use in saying it again."""
+    async def _announce(self) -> None:
         addresses = self._addresses()
         request = cache_pb2.SetWorkersRequest(
             router=self._router,
@@ -65,11 +64,9 @@ class WorkerAnnouncer:
         try:
             await self._stub.SetWorkers(request, timeout=self._settings.store_timeout_s)
         except grpc.aio.AioRpcError as error:
+            self.heard = False
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                log.info("the sidecar follows no KV caches; routing goes by load")
-                return False
-            # A sidecar that was away may have forgotten everything.
-            self._told_at_s = None
-            return True
-        self._told, self._told_at_s = addresses, self._clock()
-        return True
+                self._due_at_s = self._clock() + _UNSUPPORTED_RETRY_S
+        else:
+            self._told, self.heard = addresses, True
+            self._due_at_s = self._clock() + self._settings.announce_interval_s
