@@ -53,11 +53,11 @@ class ByteTokenizer:
     """One token for each byte; what the scripted engine uses."""
 
     def encode_text(self, text: str, salt: str = "") -> Sequence[int]:
-        return text.encode()
+        return list(text.encode())  # of bytes, an array would make raw items
 
     def encode_chat(self, chat: inference_pb2.Chat, salt: str = "") -> Sequence[int]:
         turns = [f"{turn.role}: {turn.content}\n" for turn in chat.messages]
-        return "".join([*turns, "assistant:"]).encode()
+        return list("".join([*turns, "assistant:"]).encode())
 
 
 class FileTokenizer:
