@@ -1,12 +1,14 @@
 """From a real worker's KV cache over the sidecar's index to the hint of the next request."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 
+from sidecache.client import SidecacheClient
 from sidecache.v1 import cache_pb2, cache_pb2_grpc
 from sidecache.v1 import inference_pb2 as pb
 from tests.fixtures.stack import Stack, scripted_stack
@@ -27,29 +29,67 @@ async def stats_until(
         await asyncio.sleep(0.01)
 
 
-async def revision_of(stack: Stack) -> tuple[str, str]:
-    model = (await stack.client.list_models())[0]
-    return model.name, model.revision
+async def hinted(
+    stub: "cache_pb2_grpc.CacheServiceAsyncStub", query: cache_pb2.PrefixQuery, holders: int
+) -> cache_pb2.PrefixHint:
+    """The hint, once so many workers are known to hold something of the prompt."""
+    while True:
+        answer = await stub.Lookup(cache_pb2.LookupRequest(prefix=query))
+        if len(answer.miss.prefix.held) == holders:
+            return answer.miss.prefix
+        await asyncio.sleep(0.01)
 
 
-@pytest.mark.timeout(60)
-async def test_what_a_worker_holds_is_known_for_the_next_request(tmp_path: Path) -> None:
-    """The router names the workers, they tell their blocks, the sidecar says who has them."""
-    stacked = scripted_stack(tmp_path, workers=[{}, {}], cache={"prefix": QUICK}, router_=PATIENT)
-    async with stacked as stack:
+@asynccontextmanager
+async def followed(
+    folder: Path, *workers: dict[str, Any]
+) -> AsyncIterator[tuple[Stack, "cache_pb2_grpc.CacheServiceAsyncStub"]]:
+    """A stack whose workers are followed, and the sidecar's stub."""
+    cache = {"prefix": QUICK}
+    async with scripted_stack(folder, workers=workers, cache=cache, router_=PATIENT) as stack:
         assert stack.cache is not None
         async with grpc.aio.insecure_channel(stack.cache.address) as channel:
-            stub = cache_pb2_grpc.CacheServiceStub(channel)
-            await stats_until(stub, prefix_workers_followed=2)
-            served = await stack.client.complete(pb.GenerateRequest(text=PROMPT, max_tokens=4))
-            holder = next(w for w in stack.workers if w.server.address and served)
-            name, revision = await revision_of(stack)
-            query = cache_pb2.PrefixQuery(text=PROMPT, model=name, model_revision=revision)
-            while True:
-                answer = await stub.Lookup(cache_pb2.LookupRequest(prefix=query))
-                if answer.miss.prefix.held:
-                    break
-                await asyncio.sleep(0.01)
-            (held,) = answer.miss.prefix.held
-            assert holder
-            assert held.blocks == len(PROMPT) // 32
+            stub: cache_pb2_grpc.CacheServiceAsyncStub = cache_pb2_grpc.CacheServiceStub(channel)
+            await stats_until(stub, prefix_workers_followed=len(workers))
+            yield stack, stub
+
+
+async def query_of(stack: Stack, **prompt: Any) -> cache_pb2.PrefixQuery:
+    (model,) = await stack.client.models()
+    return cache_pb2.PrefixQuery(model=model.name, model_revision=model.revision, **prompt)
+
+
+async def test_what_a_worker_holds_is_known_for_the_next_request(tmp_path: Path) -> None:
+    """The router names the workers, they tell their blocks, the sidecar says who has them."""
+    async with followed(tmp_path, {}, {}) as (stack, stub):
+        holder = stack.workers[1].server.address
+        # Straight to the worker: a router may salt its tenants' prompts.
+        async with SidecacheClient(holder) as direct:
+            await direct.complete(PROMPT, max_tokens=4)
+            ids = await direct.tokenize(PROMPT)
+        chat = pb.Chat(messages=[pb.ChatMessage(role="user", content=PROMPT)])
+        hint = await hinted(stub, await query_of(stack, chat=chat), holders=1)
+        assert list(hint.prompt_token_ids.ids) == ids
+        assert hint.prompt_blocks == len(ids) // hint.block_size
+        (held,) = hint.held
+        assert held.worker == holder
+        assert held.blocks == hint.prompt_blocks > 10
+
+
+async def test_a_full_cache_says_what_it_evicts(tmp_path: Path) -> None:
+    """The index never has more than the caches can hold, and loses what they lost."""
+    small = {"scripted": {"kv_blocks": 40}}
+    async with followed(tmp_path, small, small) as (stack, stub):
+        for number in range(12):
+            await stack.client.complete(f"{number} {PROMPT}", max_tokens=4)
+            stats = await stub.GetStats(cache_pb2.GetStatsRequest())
+            assert stats.prefix_blocks <= 80
+            assert stats.prefix_resyncs == 0
+
+
+async def test_one_routers_word_takes_nothing_from_another(tmp_path: Path) -> None:
+    """A second router without workers leaves the first one's followed."""
+    async with followed(tmp_path, {}, {}) as (stack, stub):
+        await stub.SetWorkers(cache_pb2.SetWorkersRequest(router="another"))
+        stats = await stub.GetStats(cache_pb2.GetStatsRequest())
+        assert stats.prefix_workers == 2

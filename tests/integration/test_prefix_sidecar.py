@@ -47,9 +47,7 @@ async def announce(sidecar: Sidecar, *workers: KvWorker, router: str = "r1") -> 
     await sidecar.stub.SetWorkers(cache_pb2.SetWorkersRequest(router=router, workers=targets))
 
 
-async def hint(
-    sidecar: Sidecar, text: str = TEXT, **query: object
-) -> cache_pb2.PrefixHint | None:
+async def hint(sidecar: Sidecar, text: str = TEXT, **query: object) -> cache_pb2.PrefixHint | None:
     """The hint of a lookup that asks for nothing else."""
     fields: dict[str, object] = {"text": text, "model": MODEL, "model_revision": REVISION}
     request = cache_pb2.LookupRequest(prefix=cache_pb2.PrefixQuery(**fields | query))  # type: ignore[arg-type]
@@ -172,9 +170,7 @@ async def test_a_stream_that_broke_goes_on_where_it_was(
     assert (await sidecar.stats()).prefix_resyncs == 0
 
 
-async def test_a_new_epoch_forgets_the_old_one(
-    sidecar: Sidecar, workers: list[KvWorker]
-) -> None:
+async def test_a_new_epoch_forgets_the_old_one(sidecar: Sidecar, workers: list[KvWorker]) -> None:
     """Blocks of a worker that was restarted are not credited to it."""
     worker, names = workers[0], names_of(TEXT)
     worker.held = set(names)

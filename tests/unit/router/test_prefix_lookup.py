@@ -62,7 +62,11 @@ async def test_the_prompt_goes_along_and_the_hint_comes_back() -> None:
         asking = ticket("", 10.0)
         asking.request.adapter, asking.request.cache_salt = "ad", "salt"
         outcome = await client.lookup(asking)
-        assert outcome == Miss("absent", PrefixHint(block_size=1, prompt_blocks=2, held={"a": 2}))
+        assert isinstance(outcome, Miss)
+        assert outcome.reason == "absent"
+        assert outcome.prefix is not None
+        hint = replace(outcome.prefix, prompt_token_ids=())
+        assert hint == PrefixHint(block_size=1, prompt_blocks=2, held={"a": 2})
         expected = cache_pb2.PrefixQuery(
             text="x",
             model=MODEL.name,
