@@ -53,6 +53,7 @@ class PrefixTier:
         response.prefix_workers_followed = states[FollowState.FOLLOWING]
         response.prefix_workers = states.total()
         response.prefix_resyncs = self.followers.tally.resyncs.total()
+        response.prefix_events = self.followers.tally.blocks
 
 
 @asynccontextmanager

@@ -27,7 +27,7 @@ from router.policy import LeastLoaded
 from router.pool import WorkerPool
 from router.relay import Relay
 from router.service import InferenceServicer
-from router.settings import LookupSettings, RouterSettings
+from router.settings import RouterSettings
 from router.watched_keys import WatchedKeys
 from router.worker_announcer import WorkerAnnouncer
 from sidecache.errors import SetupError

@@ -89,7 +89,7 @@ async def test_a_full_cache_says_what_it_evicts(tmp_path: Path) -> None:
 
 async def test_one_routers_word_takes_nothing_from_another(tmp_path: Path) -> None:
     """A second router without workers leaves the first one's followed."""
-    async with followed(tmp_path, {}, {}) as (stack, stub):
+    async with followed(tmp_path, {}, {}) as (_, stub):
         await stub.SetWorkers(cache_pb2.SetWorkersRequest(router="another"))
         stats = await stub.GetStats(cache_pb2.GetStatsRequest())
         assert stats.prefix_workers == 2
