@@ -77,9 +77,7 @@ def measure(texts: list[str], model: Path) -> dict[str, float]:
     plain_ms, _ = timed(plain, growing)
     keeping_ms, growing_ids = timed(keeping, growing)
     for chats, made in ((single, single_ids), (growing, growing_ids)):
-        equal += sum(
-            own_ids(engine, chat) == ids for chat, ids in zip(chats, made, strict=True)
-        )
+        equal += sum(own_ids(engine, chat) == ids for chat, ids in zip(chats, made, strict=True))
     tokens = sum(map(len, single_ids))
     return {
         "texts": len(texts),

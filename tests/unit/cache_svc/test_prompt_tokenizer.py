@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from cache_svc.prompt_tokenizer import (
     BYTE_TOKENIZER_FILE,
@@ -19,7 +19,7 @@ from cache_svc.prompt_tokenizer import (
     TokenizerRefused,
     read_tokenizer,
 )
-from cache_svc.segment_cache import SegmentCache
+from cache_svc.segment_cache import LINE_CUTTING_PATTERNS, SegmentCache
 from inference_svc.engine import Chat, ChatMessage, Tool
 from inference_svc.engines.gguf import read_gguf
 from inference_svc.engines.gguf_tokenizer import GgufTokenizer
@@ -68,6 +68,72 @@ def published(tokenizer: Tokenizer = TOKENIZER) -> tuple[dict[str, bytes], Finge
         CONFIG_FILE: json.dumps({"bos_token": {"content": "<|end|>"}, "other": 1}).encode(),
     }
     return files, Fingerprints(sha256(content), sha256(TEMPLATE.encode()))
+
+
+def pattern_tokenizer(pattern: str) -> Tokenizer:
+    """The small tokenizer, cutting words as another family does."""
+    tokenizer = small_tokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer
+
+
+DIGITS = small_tokenizer()
+DIGITS.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), TOKENIZER.pre_tokenizer]
+)
+FAMILIES = [TOKENIZER, DIGITS, *map(pattern_tokenizer, LINE_CUTTING_PATTERNS)]
+LINES = st.sampled_from(
+    [
+        "\n",
+        "\n",
+        "\n",
+        "x",
+        " ",
+        "\r\n",
+        "\t",
+        "};",
+        "it's",
+        "12345",
+        "  return",
+        "é",
+        "\u3000",
+        "'",
+    ]
+)
+
+
+@given(
+    lines=st.lists(LINES, max_size=60),
+    grown=st.lists(LINES, max_size=20),
+    family=st.sampled_from(FAMILIES),
+)
+@settings(max_examples=400, deadline=None)
+def test_lines_put_together_are_the_whole(
+    lines: list[str], grown: list[str], family: Tokenizer
+) -> None:
+    """Long parts are cut at ends of lines only where the tokenizer cuts as well."""
+    cache = SegmentCache(family, 1 << 16)
+    filler = "a line of text; " * 16
+    for text in ("".join(lines), "".join(lines + grown)):
+        whole = filler + text + filler + text + "\n" + text
+        expected = family.encode(whole, add_special_tokens=False).ids
+        assert list(cache.encode(whole, "")) == expected
+
+
+def test_a_text_that_grows_is_found_again() -> None:
+    """Of a log with one more line, only the end is tokenized."""
+    for family in FAMILIES:
+        cache = SegmentCache(family, 1 << 20)
+        log = "".join(f"{number}: something happened here\n" for number in range(200))
+        cache.encode(log, "")
+        before = cache.size
+        cache.encode(log + "one more\n", "")
+        assert cache.size - before < 2_000
 
 
 PIECES = st.sampled_from(
