@@ -1,14 +1,18 @@
 """The sidecar's ids against the embedded engine's own, and how long they take.
 
-    python -m benchmarks.prompt_tokens --texts FILE.jsonl[.gz] ... --json -
+    python -m benchmarks.prompt_tokens --texts FILE.jsonl[.gz] ... [--logs FILE] --json -
 
 Every text is tokenized as it stands and as a chat's only turn; then all texts are put
 into chats of 20 turns, tokenized again after each turn as a client would send them.
+``--logs`` names a file whose rows have a field ``input``: whole texts as an agent sends
+them, each mostly the one before and some lines more.
 ``equal`` counts prompts whose ids are, one by one, those of the engine. Times are of
 one thread, beside the same sidecar that keeps nothing of earlier prompts.
 """
 
 import argparse
+import gzip
+import itertools
 import json
 import sys
 import time
@@ -64,6 +68,33 @@ def timed(
     return took, ids
 
 
+def measure_logs(logs: list[str], model: Path) -> dict[str, float]:
+    """Equality and times of texts that grow at their ends."""
+    engine = GgufTokenizer(read_gguf(model))
+    announced = Fingerprints(engine.fingerprint, engine.template_fingerprint)
+    figures: dict[str, float] = {"logs": len(logs)}
+    for name, kept_bytes in (("log_nothing_kept", 0), ("log", KEPT_BYTES)):
+        tokenizer = read_tokenizer(engine.files, announced, kept_bytes)
+        cpu_ms, ids = [], []
+        for log in logs:
+            started = time.thread_time()
+            made = tokenizer.encode_text(log)
+            cpu_ms.append(1e3 * (time.thread_time() - started))
+            ids.append(list(made))
+        figures[f"{name}_cpu_p50_ms"] = round(quantile(cpu_ms, 0.5), 3)
+        figures[f"{name}_cpu_p90_ms"] = round(quantile(cpu_ms, 0.9), 3)
+        figures[f"{name}_tokens_per_cpu_s"] = round(sum(map(len, ids)) / (sum(cpu_ms) / 1e3))
+    figures["log_tokens_mean"] = round(sum(map(len, ids)) / len(ids))
+    figures["logs_equal"] = sum(engine.encode(log) == i for log, i in zip(logs, ids, strict=True))
+    return figures
+
+
+def read_logs(file: Path, count: int) -> list[str]:
+    """The first ``input`` fields of a .jsonl.gz file."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["input"] for line in itertools.islice(lines, count)]
+
+
 def measure(texts: list[str], model: Path) -> dict[str, float]:
     """Equality and times."""
     engine = GgufTokenizer(read_gguf(model))
@@ -98,9 +129,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--texts", type=Path, nargs="+", default=[SHIPPED_TEXTS])
+    parser.add_argument("--logs", type=Path, help="a .jsonl.gz file with the field input")
+    parser.add_argument("--log-count", type=int, default=100)
     parser.add_argument("--json", metavar="FILE", default="-", help="where to write; - is stdout")
     options = parser.parse_args()
     figures = measure(read_texts(options.texts), weights.locate("smollm2-135m-instruct"))
+    if options.logs is not None:
+        logs = read_logs(options.logs, options.log_count)
+        figures |= measure_logs(logs, weights.locate("smollm2-135m-instruct"))
     text = json.dumps(figures, indent=2)
     if options.json == "-":
         sys.stdout.write(text + "\n")
