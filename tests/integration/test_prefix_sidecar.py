@@ -311,6 +311,27 @@ async def test_a_tokenizer_that_is_not_the_announced_one_is_not_used(
         assert [each.blocks for each in found.held] == [len(names)]
 
 
+@pytest.mark.parametrize(
+    "limit",
+    [{"max_tokenizer_bytes": 10}, {"channels": {"max_message_bytes": 4096}}],
+    ids=["by its size", "by the message's"],
+)
+async def test_a_tokenizer_that_is_too_large_is_not_read(
+    tmp_path: Path, limit: dict[str, object]
+) -> None:
+    """The worker is followed all the same, and not asked for its files again."""
+    off, names = {"enabled": False}, names_of(TEXT)
+    large = {"sidecache-byte-tokenizer.json": b" " * 8192}
+    async with (
+        open_sidecar(tmp_path, semantic=off, prefix=QUICK | limit) as sidecar,
+        kv_worker(held=set(names), files=large) as worker,
+    ):
+        await announce(sidecar, worker)
+        await until_following(sidecar, 1)
+        assert await hint(sidecar) is None
+        assert (await sidecar.stats()).prefix_blocks == len(names)
+
+
 async def test_a_prompt_of_a_million_tokens_gets_no_hint_and_hurts_nobody(
     sidecar: Sidecar, workers: list[KvWorker]
 ) -> None:
