@@ -99,6 +99,7 @@ def timed(name: str, work: Callable[[T], object], over: Sequence[T]) -> dict[str
     return {
         f"{name}_p50_ms": round(quantile(took, 0.5), 4),
         f"{name}_p99_ms": round(quantile(took, 0.99), 4),
+        f"{name}_cpu_p50_ms": round(quantile(cpu, 0.5), 4),
         f"{name}_cpu_p99_ms": round(quantile(cpu, 0.99), 4),
     }
 

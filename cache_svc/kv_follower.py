@@ -109,6 +109,7 @@ class KvFollower:
             self._resync(Fault.TOO_MANY_BLOCKS)
         except UnusableModel as error:
             log.warning("worker at %s is not followed: %s", self.address, error)
+            self._models.leave(self.address)
             self._without_events()
             return self._settings.unsupported_retry_s
         if loop.time() - started_s >= self._settings.settled_s:
@@ -122,7 +123,8 @@ class KvFollower:
         timeout_s = self._settings.call_timeout_s
         model = await worker.GetModel(worker_pb2.GetModelRequest(), timeout=timeout_s)
         identity = ModelIdentity.of_worker(model)
-        if model.epoch != self._epoch:
+        serves = self._models.of_worker(self.address)
+        if model.epoch != self._epoch or (serves is not None and serves.identity != identity):
             self._models.leave(self.address)
             self._epoch, self._next_sequence = model.epoch, 0
         self._models.join(self.address, identity)
@@ -174,10 +176,7 @@ class KvFollower:
     def _resync(self, fault: Fault) -> None:
         """What is known of it is not to be trusted any more."""
         self._tally.resyncs[fault] += 1
-        self._next_sequence = 0
-        model = self._models.of_worker(self.address)
-        if model is not None:
-            model.index.cleared(self.address)
+        self._drop_blocks()
 
     def _in_step(self) -> None:
         self.state = FollowState.FOLLOWING
@@ -185,7 +184,14 @@ class KvFollower:
 
     def _without_events(self) -> None:
         self.state = FollowState.WITHOUT_EVENTS
+        self._drop_blocks()
+
+    def _drop_blocks(self) -> None:
+        """Only a snapshot says again what it holds."""
         self._next_sequence = 0
+        model = self._models.of_worker(self.address)
+        if model is not None:
+            model.index.cleared(self.address)
 
     def _lose(self) -> None:
         self.state = FollowState.LOST

@@ -247,6 +247,24 @@ async def test_a_worker_without_events_is_asked_again_later(
     await until_held(sidecar, {worker.address: len(names)})
 
 
+async def test_a_worker_that_turns_into_something_else_keeps_nothing(
+    sidecar: Sidecar, workers: list[KvWorker]
+) -> None:
+    """Without events from now on, or with another model under the same epoch."""
+    silent, other = workers
+    names = names_of(TEXT)
+    silent.held = other.held = set(names)
+    await announce(sidecar, silent, other)
+    await until_held(sidecar, {each.address: len(names) for each in workers})
+    silent.refusal = grpc.StatusCode.UNIMPLEMENTED
+    other.facts = {"revision": "r2"}
+    other.held = set(names[:2])
+    silent.end_streams()
+    other.end_streams()
+    await until_held(sidecar, {other.address: 2}, model_revision="r2")
+    await until_held(sidecar, {})
+
+
 async def test_a_worker_that_is_gone_is_forgotten(sidecar: Sidecar) -> None:
     """After the grace; and at once when no router speaks of it any more."""
     names = names_of(TEXT)
