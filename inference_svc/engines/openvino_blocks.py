@@ -210,7 +210,7 @@ class OpenVinoBlocks:
     def _drop_unneeded(self, sequence: _Sequence) -> None:
         """A prompt known to its end may bring a block for a token that is computed again."""
         needed = -(-sequence.processed // self._block_size)
-        while sequence.processed and len(sequence.blocks) > needed:
+        while len(sequence.blocks) > needed:
             self._free(sequence.blocks.pop())
 
     def _known_lengths(self, sequence: _Sequence) -> list[int]:
