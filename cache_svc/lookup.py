@@ -142,6 +142,12 @@ class LookupPath:
         exact = self.find_exact(query)
         if isinstance(exact, Hit):  # never waits behind an embedding
             return exact
+        return await self.find_similar(query, time_left_s, exact)
+
+    async def find_similar(
+        self, query: Query, time_left_s: float | None, exact: Miss
+    ) -> Hit | Miss:
+        """An answer of the same meaning, after the exact tier had none."""
         similar = await self._find_similar(query, time_left_s)
         if isinstance(similar, Miss) and exact.reason is MissReason.STALE:
             return exact

@@ -25,6 +25,7 @@ from cache_svc.lookup import LookupPath, SemanticTier
 from cache_svc.new_entry_rate import NewEntryRate
 from cache_svc.open_gate import open_gate
 from cache_svc.owned_task import owned_task
+from cache_svc.prefix_tier import open_prefix_tier
 from cache_svc.quarantine import Quarantine
 from cache_svc.reembedding import Reembedding
 from cache_svc.scoped_index import ScopedIndex
@@ -81,6 +82,9 @@ async def serve(
         if durable is not None:
             returning = _bring_vectors_back(durable, index, queue, quarantine, settings.semantic)
             await stack.enter_async_context(owned_task(returning, "vectors from disk"))
+        service.prefix = await stack.enter_async_context(
+            open_prefix_tier(settings.prefix, telemetry)
+        )
         sweep = _sweep(store, settings.sweep_interval_s)
         await stack.enter_async_context(owned_task(sweep, "expiry sweep"))
 

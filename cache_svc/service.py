@@ -9,6 +9,7 @@ from cache_svc.entry import Query, parse_entry_name
 from cache_svc.intake import Intake, Refused, Stored
 from cache_svc.learning import Learning
 from cache_svc.lookup import Candidate, Hit, LookupPath, Miss, MissReason, Tier
+from cache_svc.prefix_tier import PrefixTier
 from cache_svc.quarantine import Quarantine
 from cache_svc.stats import Stats
 from cache_svc.store import AnswerStore, Clock, Removal, Selection
@@ -32,6 +33,9 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     Args:
         fingerprint: of the embedder; empty where the semantic tier is off.
         learning: what the bound on false hits learns from; None: there is none.
+
+    Attributes:
+        prefix: what is known of the workers' KV caches; None: nothing is.
     """
 
     def __init__(
@@ -61,15 +65,45 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         self._clock = clock
         self._learning = learning
         self._started_s = clock()
+        self.prefix: PrefixTier | None = None
 
     async def Lookup(
         self, request: cache_pb2.LookupRequest, context: "Context"
     ) -> cache_pb2.LookupResponse:
         started_s = time.perf_counter()
+        if request.HasField("prefix") and not request.HasField("key"):
+            return await self._hint_alone(request, context)
         query = read_query(request)
-        outcome = await self._path.lookup(query, context.time_remaining())
+        outcome, hint = await self._look_up(query, request, context.time_remaining())
         response = write_outcome(outcome)
+        if hint is not None:
+            response.miss.prefix.CopyFrom(hint)
         self._record(query, outcome, time.perf_counter() - started_s)
+        return response
+
+    async def _look_up(
+        self, query: Query, request: cache_pb2.LookupRequest, left_s: float | None
+    ) -> tuple[Hit | Miss, cache_pb2.PrefixHint | None]:
+        """The outcome, and with a miss the prefix hint that was asked for."""
+        exact = self._path.find_exact(query)
+        if isinstance(exact, Hit):  # never waits behind an embedding or a tokenizer
+            return exact, None
+        if self.prefix is None or not request.HasField("prefix"):
+            return await self._path.find_similar(query, left_s, exact), None
+        async with self.prefix.hints.begin(request.prefix, left_s) as hint:
+            outcome = await self._path.find_similar(query, left_s, exact)
+            return outcome, await hint.result() if isinstance(outcome, Miss) else None
+
+    async def _hint_alone(
+        self, request: cache_pb2.LookupRequest, context: "Context"
+    ) -> cache_pb2.LookupResponse:
+        """For a request that stored answers are of no use to."""
+        response = cache_pb2.LookupResponse(miss=cache_pb2.CacheMiss())
+        if self.prefix is not None:
+            async with self.prefix.hints.begin(request.prefix, context.time_remaining()) as hint:
+                found = await hint.result()
+            if found is not None:
+                response.miss.prefix.CopyFrom(found)
         return response
 
     async def Store(
@@ -123,7 +157,10 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.SetWorkersRequest,
         context: "Context",
     ) -> cache_pb2.SetWorkersResponse:
-        raise Unsupported("this release keeps no index of the workers' KV caches")
+        if self.prefix is None:
+            raise Unsupported("this sidecar follows no KV caches: prefix.enabled is false")
+        self.prefix.set_workers(request)
+        return cache_pb2.SetWorkersResponse()
 
     async def GetStats(
         self,
@@ -133,7 +170,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         self._store.expire()
         usage = self._store.usage(request.tenant)
         counters = self._stats.of(request.tenant)
-        return cache_pb2.GetStatsResponse(
+        response = cache_pb2.GetStatsResponse(
             entries=usage.entries,
             bytes=usage.bytes,
             max_bytes=self._store.max_bytes,
@@ -155,6 +192,9 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
             embedder_fingerprint=self._fingerprint,
             uptime=write_duration(self._clock() - self._started_s),
         )
+        if self.prefix is not None:
+            self.prefix.write_stats(response)
+        return response
 
     async def Explain(
         self, request: cache_pb2.ExplainRequest, context: "Context"

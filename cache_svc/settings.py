@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cache_svc.bound_settings import BoundSettings
+from cache_svc.prefix_settings import PrefixSettings
 from observability.listening import is_local
 from observability.settings import MIB, PositiveSeconds, ServerSettings, TelemetrySettings
 
@@ -114,6 +115,8 @@ class CacheSettings(BaseSettings):
     """Where answers are kept."""
     admission: AdmissionSettings = AdmissionSettings()
     """How fast each tenant may store."""
+    prefix: PrefixSettings = PrefixSettings()
+    """What is known of the workers' KV caches."""
     max_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
     """Bound on answers, vectors and their bookkeeping together."""
     max_answer_bytes: Annotated[int, Field(ge=1024)] = MIB

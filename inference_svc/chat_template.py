@@ -1,74 +1,16 @@
-"""A model's own chat template.
+"""A chat of the engines, rendered with the model's own template."""
 
-The template comes out of a model file, so it is foreign code: it runs in
-Jinja's sandbox, as in every library that renders such templates.
-"""
-
-import hashlib
-import json
-from collections.abc import Mapping
-from typing import Any, NoReturn
-
-from jinja2 import TemplateError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from inference_svc.engine import Chat, Tool
-from sidecache.errors import InvalidRequest, SetupError
+from inference_svc.engine import Chat
+from sidecache import chat_template
 
 
-class ChatTemplate:
-    """Renders a conversation up to the point where the answer begins.
+class ChatTemplate(chat_template.ChatTemplate):
+    """:class:`sidecache.chat_template.ChatTemplate` over an engine's Chat."""
 
-    Args:
-        source: Jinja, as model files carry it.
-        named_tokens: bos_token and eos_token, as far as the model has them.
-    """
-
-    def __init__(self, source: str, named_tokens: Mapping[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        environment.filters["tojson"] = _to_json
-        try:
-            self._template = environment.from_string(source, globals=dict(named_tokens))
-            variables = meta.find_undeclared_variables(environment.parse(source))
-        except TemplateError as error:
-            raise SetupError(f"the model's chat template is broken: {error}") from error
-        self.source = source
-        self.fingerprint = hashlib.sha256(source.encode()).hexdigest()
-        self.knows_tools = "tools" in variables
-
-    def render(self, chat: Chat) -> str:
+    def render(self, chat: Chat) -> str:  # type: ignore[override]  # the engines' own noun
         """The prompt's text.
 
         Raises:
             InvalidRequest: the template refuses the chat.
         """
-        try:
-            return self._template.render(
-                messages=[{"role": turn.role, "content": turn.content} for turn in chat.messages],
-                tools=[_tool(each) for each in chat.tools] or None,
-                add_generation_prompt=True,
-            )
-        except TemplateError as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses it: {error}", field="chat.messages"
-            ) from error
-
-
-def _tool(tool: Tool) -> dict[str, Any]:
-    """A tool as templates expect it: OpenAI's form."""
-    try:
-        parameters = json.loads(tool.parameters_json_schema or "{}")
-    except ValueError as error:
-        raise InvalidRequest(f"is not JSON: {error}", field="chat.tools") from error
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
-    return {"type": "function", "function": function}
-
-
-def _refuse(text: str) -> NoReturn:
-    raise TemplateError(text)
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    # Jinja's own escapes for HTML, which a model was not trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+        return super().render(chat.messages, chat.tools)

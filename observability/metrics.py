@@ -4,7 +4,7 @@ Attribute values are names with few possibilities (a model, a tier, a queue):
 never an id, never content.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -13,6 +13,9 @@ from observability import names
 
 Source = Literal["engine", "exact", "semantic", "coalesced"]
 CacheOutcome = Literal["exact", "semantic", "miss", "unavailable"]
+HintOutcome = Literal[
+    "given", "unknown_model", "no_tokenizer", "too_long", "busy", "late", "refused", "failed"
+]
 
 
 class GenerationMetrics:
@@ -139,6 +142,69 @@ class StoreMetrics:
         self._evictions.add(count, {names.CACHE_EVICTION_REASON: reason})
 
 
+class PrefixMetrics:
+    """Prefix hints, and the index of KV blocks they come from; for the sidecar.
+
+    Args:
+        blocks: how many the index holds now.
+        states: how many workers are followed in which way now.
+        resyncs: snapshots asked for again so far, by what was wrong.
+        events: blocks stored and removed so far.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        blocks: Callable[[], int],
+        states: Callable[[], Mapping[str, int]],
+        resyncs: Callable[[], Mapping[str, int]],
+        events: Callable[[], int],
+    ) -> None:
+        self._hints = meter.create_counter(
+            names.PREFIX_HINTS, unit="{hint}", description="Prefix hints asked for, by outcome"
+        )
+        self._duration = meter.create_histogram(
+            names.PREFIX_HINT_DURATION,
+            unit="s",
+            description="Time to tokenize a prompt and to look for its blocks",
+            explicit_bucket_boundaries_advisory=names.LOOKUP_DURATION_BUCKETS,
+        )
+        self._blocks = meter.create_counter(
+            names.PREFIX_PROMPT_BLOCKS,
+            unit="{block}",
+            description="Blocks of prompts, by whether the worker with most of them holds them",
+        )
+        _gauge(meter, names.PREFIX_BLOCKS, "{block}", "KV blocks in the index", blocks, {})
+        meter.create_observable_gauge(
+            names.PREFIX_WORKERS,
+            [_observe_each(states, names.PREFIX_STATE)],
+            unit="{worker}",
+            description="Workers, by how they are followed",
+        )
+        meter.create_observable_counter(
+            names.PREFIX_RESYNCS,
+            [_observe_each(resyncs, names.PREFIX_FAULT)],
+            unit="{resync}",
+            description="Snapshots asked for again, by what was wrong",
+        )
+        meter.create_observable_counter(
+            names.PREFIX_EVENTS,
+            [lambda _: [Observation(events(), {})]],
+            unit="{block}",
+            description="KV blocks stored and removed",
+        )
+
+    def hinted(self, outcome: HintOutcome, duration_s: float) -> None:
+        """Record one hint that was asked for."""
+        self._hints.add(1, {names.PREFIX_OUTCOME: outcome})
+        self._duration.record(duration_s, {names.PREFIX_OUTCOME: outcome})
+
+    def matched(self, prompt_blocks: int, held_blocks: int) -> None:
+        """Record a prompt's blocks, of which some worker holds so many."""
+        self._blocks.add(held_blocks, {names.PREFIX_HELD: True})
+        self._blocks.add(prompt_blocks - held_blocks, {names.PREFIX_HELD: False})
+
+
 class QueueMetrics:
     """How long one queue is, and how long it makes its items wait.
 
@@ -160,6 +226,17 @@ class QueueMetrics:
     def waited(self, duration_s: float) -> None:
         """Record one item that left the queue."""
         self._wait.record(duration_s, self._attributes)
+
+
+def _observe_each(
+    read: Callable[[], Mapping[str, int]], attribute: str
+) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    """An observation for each kind; there are few, and all of them are named in code."""
+
+    def observe(_options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(count, {attribute: kind}) for kind, count in read().items()]
+
+    return observe
 
 
 def _gauge(

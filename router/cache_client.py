@@ -11,6 +11,7 @@ import grpc
 from google.protobuf import duration_pb2
 
 from router.breaker import Breaker
+from router.model import ServedModel
 from router.prefix import PrefixHint
 from router.settings import LookupSettings
 from router.ticket import Ticket
@@ -20,6 +21,10 @@ log = logging.getLogger(__name__)
 
 # Answers stored in one call.
 _BATCH = 32
+
+
+def _wants_none(_model: ServedModel) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +86,20 @@ class NoCache:
 
 
 class CacheClient:
-    """A cache sidecar behind a deadline, a breaker and a bounded queue."""
+    """A cache sidecar behind a deadline, a breaker and a bounded queue.
+
+    Args:
+        wants_hint: whether it matters which worker of a model gets a request.
+    """
 
     def __init__(
-        self, channel: grpc.aio.Channel, settings: LookupSettings, clock: Callable[[], float]
+        self,
+        channel: grpc.aio.Channel,
+        settings: LookupSettings,
+        clock: Callable[[], float],
+        wants_hint: Callable[[ServedModel], bool] = _wants_none,
     ) -> None:
+        self._wants_hint = wants_hint
         self._stub = cache_pb2_grpc.CacheServiceStub(channel)
         self._settings = settings
         self._breaker = Breaker(settings.failures_to_open, settings.open_s, clock)
@@ -97,7 +111,9 @@ class CacheClient:
         self.stores_dropped = 0
 
     async def lookup(self, ticket: Ticket) -> Hit | Miss:
-        if ticket.key is None or not ticket.may_look_up:
+        is_asked = ticket.key is not None and ticket.may_look_up
+        hinted = not ticket.only_if_cached and self._wants_hint(ticket.model)
+        if not is_asked and not hinted:
             return Miss("not_asked")
         limit_s = self._settings.lookup_timeout_s
         hurried = ticket.timeout_s < limit_s
@@ -105,18 +121,23 @@ class CacheClient:
         if (hurried and self._breaker.is_open) or not self._breaker.admit():
             return Miss("open")
         try:
-            answer = await self._stub.Lookup(
-                lookup_request(ticket), timeout=min(limit_s, ticket.timeout_s)
-            )
+            request = lookup_request(ticket) if is_asked else cache_pb2.LookupRequest()
+            if hinted:
+                add_prefix_query(request, ticket)
+            answer = await self._stub.Lookup(request, timeout=min(limit_s, ticket.timeout_s))
         except grpc.aio.AioRpcError as error:
             if _speaks_of_the_sidecar(error, hurried=hurried):
                 self._breaker.failed()
-            return Miss(error.code().name.lower())
+            return Miss(error.code().name.lower() if is_asked else "not_asked")
         self._breaker.succeeded()
-        if answer.HasField("hit") and answer.hit.answer.finished:
+        if is_asked and answer.HasField("hit") and answer.hit.answer.finished:
             hit = answer.hit
             return Hit(hit.tier, hit.entry_id, hit.age, hit.answer, hit.audit)
-        return Miss(_reason_name(answer.miss.reason))
+        miss = answer.miss
+        prefix = None
+        if hinted and miss.HasField("prefix"):
+            prefix = PrefixHint.from_sidecar(miss.prefix, ticket.model)
+        return Miss(_reason_name(miss.reason) if is_asked else "not_asked", prefix)
 
     def store_soon(
         self, ticket: Ticket, answer: cache_pb2.Answer | None, audits_entry_id: str = ""
@@ -179,6 +200,20 @@ def lookup_request(ticket: Ticket) -> cache_pb2.LookupRequest:
     if cache.HasField("min_similarity"):
         request.min_similarity = cache.min_similarity
     return request
+
+
+def add_prefix_query(request: cache_pb2.LookupRequest, ticket: Ticket) -> None:
+    """Also ask which worker holds how much of the prompt."""
+    prompt, query = ticket.request, request.prefix
+    match prompt.WhichOneof("prompt"):
+        case "text":
+            query.text = prompt.text
+        case "chat":
+            query.chat.CopyFrom(prompt.chat)
+        case "token_ids":
+            query.token_ids.CopyFrom(prompt.token_ids)
+    query.model, query.model_revision = ticket.model.name, ticket.model.revision
+    query.adapter, query.cache_salt = prompt.adapter, prompt.cache_salt
 
 
 def wire_key(ticket: Ticket) -> cache_pb2.CacheKey:

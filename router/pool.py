@@ -81,6 +81,10 @@ class WorkerPool:
         """All workers, ready or not, in the order they were found."""
         return list(self._workers.values())
 
+    def addresses(self) -> tuple[str, ...]:
+        """Where all workers are, ready or not."""
+        return tuple(self._workers)
+
     def models(self) -> list[tuple[ServedModel, int]]:
         """Every model known, with the number of workers ready to serve it."""
         return [(model, len(self._ready.get(model, ()))) for model in self._models.values()]

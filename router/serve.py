@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import grpc
@@ -24,6 +25,7 @@ from router.cache_desk import CacheDesk
 from router.dispatch import Dispatcher
 from router.door import Door
 from router.flights import Flights
+from router.model import ServedModel
 from router.pool import WorkerPool
 from router.relay import Relay
 from router.routing.choice import make_policy
@@ -32,6 +34,7 @@ from router.service import InferenceServicer
 from router.settings import RouterSettings, RoutingSettings
 from router.tenant_salt import TenantSalt
 from router.watched_keys import WatchedKeys
+from router.worker_announcer import WorkerAnnouncer
 from sidecache.errors import SetupError
 from sidecache.v1 import admin_pb2_grpc, inference_pb2_grpc
 
@@ -60,7 +63,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
     )
     door = Door(keys or Insecure(), pool, settings.limits, clock, TenantSalt(settings.routing))
     async with AsyncExitStack() as stack:
-        cache, desk = await stack.enter_async_context(_cache(settings, telemetry))
+        cache, desk = await stack.enter_async_context(_cache(settings, telemetry, pool))
         for part in (pool, cache, keys):
             if part is not None:
                 name = type(part).__name__
@@ -142,13 +145,29 @@ def _credentials(settings: RouterSettings) -> WatchedKeys | None:
 
 @asynccontextmanager
 async def _cache(
-    settings: RouterSettings, telemetry: Telemetry
+    settings: RouterSettings, telemetry: Telemetry, pool: WorkerPool
 ) -> AsyncIterator[tuple[CacheClient | NoCache, CacheDesk]]:
     if settings.cache is None:
         yield NoCache(), CacheDesk(None, settings.lookup)
         return
-    async with open_channel(settings.cache, telemetry, settings.channels) as channel:
-        yield (
-            CacheClient(channel, settings.lookup, time.monotonic),
-            CacheDesk(channel, settings.lookup),
+    lookup = settings.lookup
+    async with AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(
+            open_channel(settings.cache, telemetry, settings.channels)
         )
+        wants_hint: Callable[[ServedModel], bool] = _never
+        if lookup.prefix_hints:
+            announcer = WorkerAnnouncer(channel, pool.addresses, lookup, time.monotonic)
+            await stack.enter_async_context(_in_background(announcer.run(), "WorkerAnnouncer"))
+            wants_hint = partial(_wants_hint, announcer, pool)
+        client = CacheClient(channel, lookup, time.monotonic, wants_hint)
+        yield client, CacheDesk(channel, lookup)
+
+
+def _wants_hint(announcer: WorkerAnnouncer, pool: WorkerPool, model: ServedModel) -> bool:
+    """Whether the sidecar can have a hint, and there is a choice that it could help."""
+    return announcer.heard and pool.has_choice(model)
+
+
+def _never(_model: ServedModel) -> bool:
+    return False

@@ -92,6 +92,10 @@ class LookupSettings(SettingsPart):
     """A larger answer is not stored."""
     operator_timeout_s: PositiveSeconds = 5.0
     """Bound of a call that a person makes: feedback, explain, invalidate, statistics."""
+    prefix_hints: bool = True
+    """Ask which worker holds how much of a prompt, where there are workers to choose from."""
+    announce_interval_s: PositiveSeconds = 5.0
+    """How often the sidecar is told again which workers there are; a change is told sooner."""
     failures_to_open: Annotated[int, Field(ge=1)] = 5
     """Lookups failing in a row after which the sidecar is left alone."""
     open_s: PositiveSeconds = 1.0

@@ -74,6 +74,12 @@ def stats_table(figures: cache_pb2.GetStatsResponse) -> Table:
         ("refused", f"{figures.refused:,}"),
         ("evicted, expired", f"{figures.evicted:,}, {figures.expired:,}"),
         ("degraded lookups", f"{figures.degraded:,}"),
+        ("KV blocks known", f"{figures.prefix_blocks:,}"),
+        (
+            "workers followed",
+            f"{figures.prefix_workers_followed:,} of {figures.prefix_workers:,}"
+            f" ({figures.prefix_resyncs:,} resyncs)",
+        ),
         ("embedder", figures.embedder_fingerprint[:16] or "none"),
         ("uptime", f"{figures.uptime.ToSeconds():,} s"),
     ):

@@ -156,7 +156,11 @@ class LookupRequest(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     min_similarity: _builtins.float
     @_builtins.property
-    def key(self) -> Global___CacheKey: ...
+    def key(self) -> Global___CacheKey:
+        """Unset, with `prefix` set: stored answers are not looked for, the miss only
+        says who holds how much of the prompt.
+        """
+
     @_builtins.property
     def max_age(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -370,7 +374,7 @@ class HeldPrefix(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
-    """The worker's target, as SetWorkers named it."""
+    """The worker's address, as SetWorkers named it."""
     blocks: _builtins.int
     """Leading blocks of the prompt that it holds."""
     def __init__(
@@ -733,6 +737,11 @@ class GetStatsResponse(_message.Message):
     AUDITED_FIELD_NUMBER: _builtins.int
     AUDITED_WRONG_FIELD_NUMBER: _builtins.int
     BOUND_ALARMS_FIELD_NUMBER: _builtins.int
+    PREFIX_BLOCKS_FIELD_NUMBER: _builtins.int
+    PREFIX_WORKERS_FOLLOWED_FIELD_NUMBER: _builtins.int
+    PREFIX_WORKERS_FIELD_NUMBER: _builtins.int
+    PREFIX_RESYNCS_FIELD_NUMBER: _builtins.int
+    PREFIX_EVENTS_FIELD_NUMBER: _builtins.int
     entries: _builtins.int
     bytes: _builtins.int
     max_bytes: _builtins.int
@@ -755,6 +764,15 @@ class GetStatsResponse(_message.Message):
     audited_wrong: _builtins.int
     bound_alarms: _builtins.int
     """Times that a scope fell back to exact hits because audits left the bound."""
+    prefix_blocks: _builtins.int
+    """KV blocks of all workers in the prefix index; of no tenant in particular."""
+    prefix_workers_followed: _builtins.int
+    """Workers whose KV events are followed now, and those known at all."""
+    prefix_workers: _builtins.int
+    prefix_resyncs: _builtins.int
+    """Times that a worker's blocks were asked for anew because something was wrong."""
+    prefix_events: _builtins.int
+    """Blocks stored and removed in what the workers told."""
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -780,10 +798,15 @@ class GetStatsResponse(_message.Message):
         audited: _builtins.int = ...,
         audited_wrong: _builtins.int = ...,
         bound_alarms: _builtins.int = ...,
+        prefix_blocks: _builtins.int = ...,
+        prefix_workers_followed: _builtins.int = ...,
+        prefix_workers: _builtins.int = ...,
+        prefix_resyncs: _builtins.int = ...,
+        prefix_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audited", b"audited", "audited_wrong", b"audited_wrong", "bound_alarms", b"bound_alarms", "bytes", b"bytes", "degraded", b"degraded", "embedder_fingerprint", b"embedder_fingerprint", "entries", b"entries", "evicted", b"evicted", "exact_hits", b"exact_hits", "expired", b"expired", "explored", b"explored", "lookups", b"lookups", "max_bytes", b"max_bytes", "misses", b"misses", "refused", b"refused", "rejected", b"rejected", "semantic_hits", b"semantic_hits", "stored", b"stored", "uptime", b"uptime", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audited", b"audited", "audited_wrong", b"audited_wrong", "bound_alarms", b"bound_alarms", "bytes", b"bytes", "degraded", b"degraded", "embedder_fingerprint", b"embedder_fingerprint", "entries", b"entries", "evicted", b"evicted", "exact_hits", b"exact_hits", "expired", b"expired", "explored", b"explored", "lookups", b"lookups", "max_bytes", b"max_bytes", "misses", b"misses", "prefix_blocks", b"prefix_blocks", "prefix_events", b"prefix_events", "prefix_resyncs", b"prefix_resyncs", "prefix_workers", b"prefix_workers", "prefix_workers_followed", b"prefix_workers_followed", "refused", b"refused", "rejected", b"rejected", "semantic_hits", b"semantic_hits", "stored", b"stored", "uptime", b"uptime", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from observability.settings import TelemetrySettings
 from observability.telemetry import Telemetry
-from sidecache.errors import InvalidRequest, SetupError, SidecacheError, Unsupported, from_rpc_error
+from sidecache.errors import InvalidRequest, SetupError, SidecacheError, from_rpc_error
 from sidecache.v1 import cache_pb2
 from tests.fixtures.cache import Sidecar, answer_of, open_sidecar, text_of, wire_key
 from tests.fixtures.durable import small_disk
@@ -227,12 +227,6 @@ async def test_bad_requests_name_their_field(sidecar: Sidecar) -> None:
         assert isinstance(error, InvalidRequest)
         assert error.field == field
     assert (await sidecar.lookup(FRANCE)).HasField("miss")
-
-
-async def test_set_workers_is_not_served(sidecar: Sidecar) -> None:
-    """What this release does not do, it says."""
-    error = await _refusal(sidecar.stub.SetWorkers(cache_pb2.SetWorkersRequest()))  # type: ignore[arg-type]
-    assert isinstance(error, Unsupported)
 
 
 def _busy_lookups(sidecar: Sidecar) -> list[asyncio.Task[cache_pb2.LookupResponse]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from inference_svc.engines.openvino import OpenVinoEngine
+from inference_svc.kv_ledger import KvLedger
 from inference_svc.serve import make_engine, serve_engine
 from inference_svc.settings import WorkerSettings
 from sidecache.client import CacheControl
@@ -36,11 +37,15 @@ async def real_stack(
             settings = WorkerSettings(name=f"w{number}", model_path=model_path)
             engine = make_engine(settings)
             assert isinstance(engine, OpenVinoEngine)
+            ledger = KvLedger()
+            engine.listen_kv(ledger.record)
             stack.push_async_callback(engine.aclose)
             await engine.load()
             telemetry = quiet_telemetry("sidecache-worker")
             stack.push_async_callback(telemetry.aclose)
-            server = await stack.enter_async_context(serve_engine(engine, settings, telemetry))
+            server = await stack.enter_async_context(
+                serve_engine(engine, settings, telemetry, ledger)
+            )
             engines.append(engine)
             addresses.append(server.address)
         # A busy machine is slow, and slow is not hung.
