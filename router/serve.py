@@ -30,6 +30,7 @@ from router.routing.cost import Weights
 from router.service import InferenceServicer
 from router.settings import RouterSettings, RoutingSettings
 from router.tenant_salt import TenantSalt
+from router.warmer import Warmer
 from router.watched_keys import WatchedKeys
 from sidecache.errors import SetupError
 from sidecache.v1 import admin_pb2_grpc, inference_pb2_grpc
@@ -81,7 +82,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             clock,
             auditor,
         )
-        admin = AdminServicer(door, pool, desk, clock)
+        admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock))
 
         def register(server: grpc.aio.Server) -> None:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
