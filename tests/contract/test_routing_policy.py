@@ -32,7 +32,7 @@ candidates = st.lists(
         queued_prefill_tokens=st.floats(0, 1e9),
         active_tokens=st.floats(0, 1e9),
         recent_prefill_tokens=st.floats(0, 1e9),
-        leases=st.integers(0, 1000),
+        sequences=st.integers(0, 1000),
         order=st.integers(0, 1000),
     ),
     min_size=1,
@@ -64,7 +64,7 @@ def test_the_choice_is_one_of_the_candidates_and_the_same_again(
 @sees_load
 def test_of_equals_an_idle_worker_is_preferred(policy: RoutingPolicy) -> None:
     """A worker with a deep queue gets nothing that an idle one would do as well."""
-    busy = Candidate("busy", queued_prefill_tokens=1e7, active_tokens=1e7, leases=9, order=1)
+    busy = Candidate("busy", queued_prefill_tokens=1e7, active_tokens=1e7, sequences=9, order=1)
     idle = Candidate("idle", order=2)
     for number in range(20):
         prompt = PromptShape(1000, affinity=number * 2**59, number=number)
