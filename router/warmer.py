@@ -21,7 +21,7 @@ def as_prefill(request: pb.GenerateRequest) -> pb.GenerateRequest:
     prefill.CopyFrom(request)
     prefill.max_tokens = prefill.n = 1
     for field in ("cache", "logprobs", "guided", "stop"):
-        prefill.ClearField(field)  # type: ignore[arg-type]  # a name of the message's own
+        prefill.ClearField(field)
     prefill.cache.mode = pb.CACHE_MODE_BYPASS
     return prefill
 

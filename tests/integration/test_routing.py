@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from inference_svc.engine import GenerationRequest
 from inference_svc.engines.scripted import prompt_seed, scripted_token
@@ -244,8 +245,8 @@ async def send_raw(stack: Stack, request: pb.GenerateRequest) -> None:
         (pb.PrefixRetention(), "retention.priority"),
         (pb.PrefixRetention(priority=101), "retention.priority"),
         (pb.PrefixRetention(priority=1, leading_messages=2), "retention.leading_messages"),
-        (pb.PrefixRetention(priority=1, duration={"seconds": 0}), "retention.duration"),
-        (pb.PrefixRetention(priority=1, duration={"seconds": -5}), "retention.duration"),
+        (pb.PrefixRetention(priority=1, duration=Duration(seconds=0)), "retention.duration"),
+        (pb.PrefixRetention(priority=1, duration=Duration(seconds=-5)), "retention.duration"),
     ],
 )
 async def test_a_senseless_retention_is_refused(
@@ -260,7 +261,7 @@ async def test_a_senseless_retention_is_refused(
                 await send_raw(stack, request)
             assert refused.value.field == field
             request.retention.CopyFrom(
-                pb.PrefixRetention(priority=100, leading_messages=1, duration={"seconds": 5})
+                pb.PrefixRetention(priority=100, leading_messages=1, duration=Duration(seconds=5))
             )
             await send_raw(stack, request)
         assert len(heard) == 1
@@ -286,6 +287,6 @@ async def test_every_worker_behind_a_dead_load_report_still_serves(tmp_path: Pat
         tmp_path, workers=({}, {}), with_cache=False, router_=routing
     ) as stack:
         for worker in stack.workers:
-            worker.engine.load_figures = refuse  # type: ignore[assignment, method-assign]
+            worker.engine.load_figures = refuse  # type: ignore[method-assign]
         workers = {await ask(stack.client, f"{n}: {LONG}") for n in range(6)}
         assert workers == {"w1", "w2"}
