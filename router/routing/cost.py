@@ -45,7 +45,7 @@ class Weights:
 
     active: float = 0.03
     recent: float = 0.2
-    sequence: float = 128.0
+    sequence: float = 0.0
     loyalty: float = 24.0
     patience_tokens: float = 2_000_000.0
 
