@@ -166,6 +166,7 @@ class Replay:
                 queued_prefill_tokens=max(0.0, worker.free_at - now) * fleet.prefill_tps,
                 active_tokens=worker.active_tokens,
                 recent_prefill_tokens=worker.recent,
+                sequences=len(worker.decoding),
                 order=worker.served,
             )
             for worker in self._workers.values()

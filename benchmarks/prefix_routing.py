@@ -118,9 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--policies", nargs="+", metavar="NAME", help="only these")
     add(
         "--weights",
-        nargs=4,
+        nargs=5,
         type=float,
-        metavar=("ACTIVE", "RECENT", "LOYALTY", "PATIENCE"),
+        metavar=("ACTIVE", "RECENT", "SEQUENCE", "LOYALTY", "PATIENCE"),
         help="of the policy prefix",
     )
     return parser

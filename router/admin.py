@@ -14,6 +14,7 @@ from router.cache_control import why_not_looked_up, why_not_stored
 from router.cache_desk import CacheDesk
 from router.door import Door
 from router.pool import WorkerPool
+from router.warmer import Warmer, as_prefill
 from router.worker import State, Worker
 from sidecache.errors import InvalidRequest
 from sidecache.key import why_not_compared
@@ -37,7 +38,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         pool: WorkerPool,
         desk: CacheDesk,
         clock: Callable[[], float],
+        warmer: Warmer,
     ) -> None:
+        self._warmer = warmer
         self._door = door
         self._pool = pool
         self._desk = desk
@@ -100,6 +103,16 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             not_compared=why_not_compared(ticket.request),
             explained=await self._desk.explain(ticket) if ticket.may_look_up else None,
         )
+
+    async def WarmPrefix(
+        self, request: admin_pb2.WarmPrefixRequest, context: Context
+    ) -> admin_pb2.WarmPrefixResponse:
+        principal = self._door.identify(context)
+        principal.require_admin()
+        tenant = request.tenant or principal.tenant
+        ticket = self._door.open_for(tenant, as_prefill(request.request), context)
+        warmed = await self._warmer.warm(ticket, request.workers)
+        return admin_pb2.WarmPrefixResponse(tenant=tenant, workers=warmed)
 
     def _describe(self, worker: Worker) -> admin_pb2.WorkerStatus:
         age = duration_pb2.Duration()

@@ -38,6 +38,7 @@ class Dispatcher:
     def lease(self, workers: Sequence[Worker], prompt: RoutedPrompt | None) -> Lease:
         """Choose among workers of one model, of which there is at least one.
 
+        A worker without a free slot is taken only where none has one, whatever the policy.
         With one worker there is nothing to choose, and the prompt is not looked at.
         Without a prompt the worker with the fewest streams is taken.
         """
@@ -46,7 +47,7 @@ class Dispatcher:
             worker = min(workers, key=lambda w: (w.leases, w.last_lease))
             lease = Lease(worker)
         else:
-            lease = self._choose(workers, prompt)
+            lease = self._choose([w for w in workers if not w.is_full] or workers, prompt)
         lease.worker.last_lease = self._leases_given
         return lease
 
@@ -69,7 +70,7 @@ class Dispatcher:
                 queued_prefill_tokens=worker.load.queued,
                 active_tokens=worker.load.active,
                 recent_prefill_tokens=worker.load.recent(tau_s),
-                leases=worker.leases,
+                sequences=worker.leases + worker.load.foreign_sequences,
                 order=worker.last_lease,
             )
             for worker in workers

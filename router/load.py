@@ -25,6 +25,8 @@ class WorkerLoad:
         queued_tokens: uncached prompt tokens of own streams without a first token.
         pending_tokens: all prompt tokens of the same streams.
         active_tokens: prompt tokens of own streams.
+        slots: sequences that can run there at once; 0: not known.
+        foreign_sequences: streams of others there.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -32,6 +34,8 @@ class WorkerLoad:
         self.queued_tokens = 0
         self.pending_tokens = 0
         self.active_tokens = 0
+        self.slots = 0
+        self.foreign_sequences = 0
         self._foreign_queued = 0
         self._foreign_active = 0
         self._recent = 0.0
@@ -69,10 +73,13 @@ class WorkerLoad:
             max_foreign_tokens: more than this is not believed, of either kind.
         """
         if report is None:
-            self._foreign_queued = self._foreign_active = 0
+            self.slots = self.foreign_sequences = self._foreign_queued = self._foreign_active = 0
             return
         queued = report.waiting_prompt_tokens - self.pending_tokens
         self._foreign_queued = min(max(0, queued), max_foreign_tokens)
         sequences = report.running_sequences + report.waiting_sequences - leases
-        sequences = min(max(0, sequences), _MAX_FOREIGN_SEQUENCES)
-        self._foreign_active = min(sequences * _FOREIGN_SEQUENCE_TOKENS, max_foreign_tokens)
+        self.slots = report.max_sequences
+        self.foreign_sequences = min(max(0, sequences), _MAX_FOREIGN_SEQUENCES)
+        self._foreign_active = min(
+            self.foreign_sequences * _FOREIGN_SEQUENCE_TOKENS, max_foreign_tokens
+        )

@@ -33,6 +33,7 @@ from router.routing.cost import Weights
 from router.service import InferenceServicer
 from router.settings import RouterSettings, RoutingSettings
 from router.tenant_salt import TenantSalt
+from router.warmer import Warmer
 from router.watched_keys import WatchedKeys
 from router.worker_announcer import WorkerAnnouncer
 from sidecache.errors import SetupError
@@ -87,7 +88,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             auditor,
             flights,
         )
-        admin = AdminServicer(door, pool, desk, clock)
+        admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock))
 
         def register(server: grpc.aio.Server) -> None:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)

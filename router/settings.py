@@ -139,6 +139,8 @@ class WeightSettings(SettingsPart):
     """A token of a running sequence."""
     recent: Annotated[float, Field(ge=0, le=100)] = _WEIGHTS.recent
     """A token prefilled of late: it stands for blocks that had to make room."""
+    sequence: Annotated[float, Field(ge=0, le=1e6)] = _WEIGHTS.sequence
+    """A running sequence, whatever its length; for workers that do not tell their slots."""
     loyalty: Annotated[float, Field(ge=0, le=1000)] = _WEIGHTS.loyalty
     """Most that a token held elsewhere weighs beyond its own prefill."""
     patience_tokens: Annotated[float, Field(ge=0, le=1e12)] = _WEIGHTS.patience_tokens

@@ -80,6 +80,11 @@ class Worker:
         self.chat_template_fingerprint = answer.chat_template_fingerprint
 
     @property
+    def is_full(self) -> bool:
+        """Whether a new stream would have to wait for a slot, as far as it is known."""
+        return 0 < self.load.slots <= self.leases + self.load.foreign_sequences
+
+    @property
     def incarnation(self) -> str:
         """Its address and epoch: a restarted worker holds nothing of what it held before."""
         return f"{self.address} {self.epoch}"

@@ -61,6 +61,8 @@ __all__ = [
 
 GENERATE_TIMEOUT_S = 600.0
 UNARY_TIMEOUT_S = 10.0
+# Two prefills of a long prompt.
+WARM_TIMEOUT_S = 120.0
 
 Response = TypeVar("Response")
 
@@ -316,6 +318,18 @@ class SidecacheClient:
         """As :meth:`explain_cache`, for a request you built yourself."""
         asked = admin_pb2.ExplainCacheRequest(tenant=tenant, request=request)
         return await self._call(self._open.admin.ExplainCache, asked, timeout_s)
+
+    async def warm_prefix(
+        self, request: admin_pb2.WarmPrefixRequest, *, timeout_s: float = WARM_TIMEOUT_S
+    ) -> admin_pb2.WarmPrefixResponse:
+        """Prefill a prompt on several workers; needs a key with admin rights.
+
+        What one worker finds wrong stands beside its name; the others go on.
+
+        Raises:
+            InvalidRequest: more workers than are ready, or a prompt that is refused.
+        """
+        return await self._call(self._open.admin.WarmPrefix, request, timeout_s)
 
     @property
     def _open(self) -> "_Stubs":

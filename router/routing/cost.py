@@ -38,12 +38,14 @@ class Weights:
     Attributes:
         active: of a token of a running sequence.
         recent: of a token prefilled of late.
+        sequence: of a running sequence, whatever its length.
         loyalty: most that a held token can weigh beyond its own prefill.
         patience_tokens: beyond this scale loyalty grows with the root only.
     """
 
     active: float = 0.03
     recent: float = 0.2
+    sequence: float = 0.0
     loyalty: float = 24.0
     patience_tokens: float = 2_000_000.0
 
@@ -81,6 +83,7 @@ class LoyalPrefix:
                 + c.queued_prefill_tokens
                 + weights.active * c.active_tokens
                 + weights.recent * c.recent_prefill_tokens
+                + weights.sequence * c.sequences
             )
 
         return best(candidates, cost)

@@ -15,10 +15,10 @@ class RoundRobin:
 
 
 class LeastLoaded:
-    """The worker with the fewest tokens to prefill and decode; then with the fewest streams."""
+    """The worker with the fewest tokens to prefill and decode."""
 
     def choose(self, candidates: Sequence[Candidate], prompt: PromptShape) -> Candidate:
-        return min(candidates, key=lambda c: (c.load, c.leases, c.order))
+        return min(candidates, key=lambda c: (c.load, c.order))
 
 
 class PowerOfTwo:
@@ -41,4 +41,4 @@ class PowerOfTwo:
         # Two different ones, where there are two.
         second = (first + 1 + step) % count
         pair = (candidates[first], candidates[second])
-        return min(pair, key=lambda c: (c.load, c.leases, c.order))
+        return min(pair, key=lambda c: (c.load, c.order))

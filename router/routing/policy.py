@@ -15,7 +15,7 @@ class Candidate:
         queued_prefill_tokens: still to be prefilled there before this prompt.
         active_tokens: held by sequences that decode there, or soon will.
         recent_prefill_tokens: prefilled there of late: each one fades with the time since.
-        leases: streams there.
+        sequences: streams there.
         order: of workers that are equal otherwise, the lowest is chosen.
     """
 
@@ -24,7 +24,7 @@ class Candidate:
     queued_prefill_tokens: float = 0.0
     active_tokens: float = 0.0
     recent_prefill_tokens: float = 0.0
-    leases: int = 0
+    sequences: int = 0
     order: int = 0
 
     @property

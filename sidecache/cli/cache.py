@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sidecache.cli.cache_explain import explain_prompt
 from sidecache.cli.cache_purge import purge
+from sidecache.cli.cache_warm import warm
 from sidecache.cli.connection import (
     DEFAULT_ADDRESS,
     Address,
@@ -27,6 +28,7 @@ from sidecache.v1 import admin_pb2, cache_pb2
 app = typer.Typer(help="The cache sidecar.", no_args_is_help=True)
 app.command("explain")(explain_prompt)
 app.command("purge")(purge)
+app.command("warm")(warm)
 
 
 @app.callback()

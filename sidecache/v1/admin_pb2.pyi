@@ -344,3 +344,115 @@ class ExplainCacheResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainCacheResponse: _TypeAlias = ExplainCacheResponse  # noqa: Y015
+
+@_typing.final
+class WarmPrefixRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Empty: the caller's own tenant. KV blocks are the tenant's alone where
+    routers set salts.
+    """
+    workers: _builtins.int
+    """On how many workers, at least 1."""
+    @_builtins.property
+    def request(self) -> _inference_pb2.GenerateRequest:
+        """As the tenant would send it; nothing is looked up or stored. With
+        `retention` the engines that can keep the prefix longer.
+        """
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        request: _inference_pb2.GenerateRequest | None = ...,
+        workers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "tenant", b"tenant", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmPrefixRequest: _TypeAlias = WarmPrefixRequest  # noqa: Y015
+
+@_typing.final
+class WarmPrefixResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WarmedWorker]: ...
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        workers: _abc.Iterable[Global___WarmedWorker] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmPrefixResponse: _TypeAlias = WarmPrefixResponse  # noqa: Y015
+
+@_typing.final
+class WarmedWorker(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_BEFORE_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_AFTER_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_ESTIMATED_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_BEFORE_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_AFTER_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    prompt_tokens: _builtins.int
+    cached_tokens_before: _builtins.int
+    """Of prompt_tokens, those found in the KV cache: when asked to warm it, and
+    when asked again. Unset: the engine does not say.
+    """
+    cached_tokens_after: _builtins.int
+    cached_tokens_estimated: _builtins.bool
+    error: _builtins.str
+    """Why this worker was not warmed; empty: it was."""
+    @_builtins.property
+    def first_token_before(self) -> _duration_pb2.Duration:
+        """Time to the first token, both times."""
+
+    @_builtins.property
+    def first_token_after(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_tokens_before: _builtins.int | None = ...,
+        cached_tokens_after: _builtins.int | None = ...,
+        cached_tokens_estimated: _builtins.bool = ...,
+        first_token_before: _duration_pb2.Duration | None = ...,
+        first_token_after: _duration_pb2.Duration | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens_after", b"_cached_tokens_after", "_cached_tokens_before", b"_cached_tokens_before", "cached_tokens_after", b"cached_tokens_after", "cached_tokens_before", b"cached_tokens_before", "first_token_after", b"first_token_after", "first_token_before", b"first_token_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens_after", b"_cached_tokens_after", "_cached_tokens_before", b"_cached_tokens_before", "cached_tokens_after", b"cached_tokens_after", "cached_tokens_before", b"cached_tokens_before", "cached_tokens_estimated", b"cached_tokens_estimated", "error", b"error", "first_token_after", b"first_token_after", "first_token_before", b"first_token_before", "prompt_tokens", b"prompt_tokens", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cached_tokens_after: _TypeAlias = _typing.Literal["cached_tokens_after"]  # noqa: Y015
+    _WhichOneofArgType__cached_tokens_after: _TypeAlias = _typing.Literal["_cached_tokens_after", b"_cached_tokens_after"]  # noqa: Y015
+    _WhichOneofReturnType__cached_tokens_before: _TypeAlias = _typing.Literal["cached_tokens_before"]  # noqa: Y015
+    _WhichOneofArgType__cached_tokens_before: _TypeAlias = _typing.Literal["_cached_tokens_before", b"_cached_tokens_before"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens_after) -> _WhichOneofReturnType__cached_tokens_after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens_before) -> _WhichOneofReturnType__cached_tokens_before | None: ...
+
+Global___WarmedWorker: _TypeAlias = WarmedWorker  # noqa: Y015

@@ -59,6 +59,11 @@ class AdminServiceStub:
                 request_serializer=sidecache_dot_v1_dot_admin__pb2.ExplainCacheRequest.SerializeToString,
                 response_deserializer=sidecache_dot_v1_dot_admin__pb2.ExplainCacheResponse.FromString,
                 _registered_method=True)
+        self.WarmPrefix = channel.unary_unary(
+                '/sidecache.v1.AdminService/WarmPrefix',
+                request_serializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixRequest.SerializeToString,
+                response_deserializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -99,6 +104,14 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WarmPrefix(self, request, context):
+        """Prefills a tenant's prompt on workers, so that the first to ask finds it in
+        their KV caches; workers that hold most of it already are taken first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +139,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ExplainCache,
                     request_deserializer=sidecache_dot_v1_dot_admin__pb2.ExplainCacheRequest.FromString,
                     response_serializer=sidecache_dot_v1_dot_admin__pb2.ExplainCacheResponse.SerializeToString,
+            ),
+            'WarmPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.WarmPrefix,
+                    request_deserializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixRequest.FromString,
+                    response_serializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +281,33 @@ class AdminService:
             '/sidecache.v1.AdminService/ExplainCache',
             sidecache_dot_v1_dot_admin__pb2.ExplainCacheRequest.SerializeToString,
             sidecache_dot_v1_dot_admin__pb2.ExplainCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WarmPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecache.v1.AdminService/WarmPrefix',
+            sidecache_dot_v1_dot_admin__pb2.WarmPrefixRequest.SerializeToString,
+            sidecache_dot_v1_dot_admin__pb2.WarmPrefixResponse.FromString,
             options,
             channel_credentials,
             insecure,

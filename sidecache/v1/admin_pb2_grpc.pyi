@@ -42,6 +42,10 @@ class AdminServiceStub:
     """Why a tenant's request would hit or miss, and what decided; nothing is
     generated, served or counted.
     """
+    WarmPrefix: _grpc.UnaryUnaryMultiCallable[_admin_pb2.WarmPrefixRequest, _admin_pb2.WarmPrefixResponse]
+    """Prefills a tenant's prompt on workers, so that the first to ask finds it in
+    their KV caches; workers that hold most of it already are taken first.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -56,6 +60,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ExplainCache: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainCacheRequest, _admin_pb2.ExplainCacheResponse]  # type: ignore[assignment]
     """Why a tenant's request would hit or miss, and what decided; nothing is
     generated, served or counted.
+    """
+    WarmPrefix: _aio.UnaryUnaryMultiCallable[_admin_pb2.WarmPrefixRequest, _admin_pb2.WarmPrefixResponse]  # type: ignore[assignment]
+    """Prefills a tenant's prompt on workers, so that the first to ask finds it in
+    their KV caches; workers that hold most of it already are taken first.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -98,6 +106,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.ExplainCacheResponse, _abc.Awaitable[_admin_pb2.ExplainCacheResponse]]:
         """Why a tenant's request would hit or miss, and what decided; nothing is
         generated, served or counted.
+        """
+
+    @_abc_1.abstractmethod
+    def WarmPrefix(
+        self,
+        request: _admin_pb2.WarmPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.WarmPrefixResponse, _abc.Awaitable[_admin_pb2.WarmPrefixResponse]]:
+        """Prefills a tenant's prompt on workers, so that the first to ask finds it in
+        their KV caches; workers that hold most of it already are taken first.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
