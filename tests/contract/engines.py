@@ -1,5 +1,6 @@
 """The engines that pass the contract suite, each ready to be asked."""
 
+import importlib.util
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -115,12 +116,19 @@ async def openvino(path: Path, slots: Slots | None = None) -> AsyncIterator[Subj
     await engine.aclose()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session", params=["scripted", "openvino"])
+# Each with the package it needs; the package vllm has an environment of its own.
+_ENGINES = {"scripted": "sidecache", "openvino": "openvino_genai", "vllm": "vllm"}
+INSTALLED = [name for name, package in _ENGINES.items() if importlib.util.find_spec(package)]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=INSTALLED)
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     """Each engine in turn."""
     if request.param == "scripted":
         async with scripted() as engine:
             yield engine
+    elif request.param == "vllm":
+        yield request.getfixturevalue("vllm_subject")
     else:
         async with openvino(request.getfixturevalue("smollm2_path")) as engine:
             yield engine
