@@ -101,6 +101,7 @@ class Coalescer:
             "".join([part.text for part in parts]),
             tuple([logprob for part in parts for logprob in part.logprobs]),
             parts[-1].finish_reason,
+            first.cached_prompt_tokens,
         )
 
     async def _read(self) -> None:

@@ -212,7 +212,8 @@ class EngineLoad:
 
     Attributes:
         kv_cache_usage: share of KV blocks in use, 0 to 1; None if the engine
-            does not say.
+            does not say. Blocks kept for reuse alone are not in use.
+        kv_blocks: what the KV cache can hold; None if the engine does not say.
     """
 
     running_sequences: int
@@ -220,6 +221,7 @@ class EngineLoad:
     max_sequences: int
     waiting_prompt_tokens: int
     kv_cache_usage: float | None = None
+    kv_blocks: int | None = None
 
 
 class Engine(Protocol):

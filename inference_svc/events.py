@@ -10,7 +10,7 @@ _REASONS = {
 
 
 def started(request_id: str, worker: str, facts: ModelFacts, trace_id: str) -> pb.GenerateResponse:
-    """Who answers. Cached prompt tokens stay unset: no engine here reports them."""
+    """Who answers. It is sent before the prefill, so cached prompt tokens are not known yet."""
     return pb.GenerateResponse(
         started=pb.Started(
             request_id=request_id,
@@ -41,11 +41,31 @@ def progress() -> pb.GenerateResponse:
     return pb.GenerateResponse(progress=pb.Progress())
 
 
-def finished(last: TokenDelta, reason: FinishReason, prompt_tokens: int) -> pb.Finished:
-    """The end of the choice whose last tokens these are."""
-    completion_tokens = last.offset + len(last.token_ids)
+def finished(
+    last: TokenDelta,
+    reason: FinishReason,
+    *,
+    prompt_tokens: int,
+    cached_prompt_tokens: int | None,
+    cached_is_estimate: bool,
+) -> pb.Finished:
+    """The end of the choice whose last tokens these are.
+
+    Args:
+        last: the choice's last delta.
+        reason: why it was the last.
+        prompt_tokens: of the whole prompt.
+        cached_prompt_tokens: of ``prompt_tokens``, those that were in the KV cache when the
+            request began; the same for each of its choices. None: the engine does not say.
+        cached_is_estimate: they are modelled rather than reported.
+    """
     return pb.Finished(
         choice=last.choice,
         reason=_REASONS[reason],
-        usage=pb.Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens),
+        usage=pb.Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=last.offset + len(last.token_ids),
+            cached_prompt_tokens=cached_prompt_tokens,
+            cached_prompt_tokens_estimated=cached_prompt_tokens is not None and cached_is_estimate,
+        ),
     )

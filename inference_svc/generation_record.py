@@ -22,6 +22,7 @@ class GenerationRecord:
     def __init__(self, span: Span, request: GenerationRequest) -> None:
         self.output_tokens = 0
         self.first_token_s: float | None = None
+        self.cached_prompt_tokens: int | None = None
         self._span = span
         self._reasons = [""] * request.n
         self._began = perf_counter()
@@ -30,6 +31,11 @@ class GenerationRecord:
     def age_s(self) -> float:
         """Seconds since the engine was given the request."""
         return perf_counter() - self._began
+
+    def note_cached(self, delta: TokenDelta) -> None:
+        """Note what the stream's first delta says of the KV cache."""
+        if delta.cached_prompt_tokens is not None:
+            self.cached_prompt_tokens = delta.cached_prompt_tokens
 
     def delivered(self, delta: TokenDelta) -> None:
         """Note a delta that was written."""
@@ -50,6 +56,10 @@ class GenerationRecord:
                 names.GEN_AI_RESPONSE_FINISH_REASONS: [each for each in self._reasons if each],
             }
         )
+        if self.cached_prompt_tokens is not None:
+            self._span.set_attribute(
+                names.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, self.cached_prompt_tokens
+            )
         if self.first_token_s is not None:
             self._span.set_attribute(names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, self.first_token_s)
 

@@ -1,7 +1,7 @@
 """Whether a worker takes requests, and the streams it is running."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from inference_svc.coalesce import Coalescer
@@ -9,9 +9,14 @@ from sidecache.errors import SidecacheError, Unavailable
 
 
 class Lifecycle:
-    """Admits streams until the worker drains or its engine dies; ends what is left."""
+    """Admits streams until the worker drains or its engine dies; ends what is left.
 
-    def __init__(self) -> None:
+    Args:
+        closed: called once, when no more requests are taken.
+    """
+
+    def __init__(self, closed: Callable[[], None]) -> None:
+        self._closed = closed
         self._streams: set[Coalescer] = set()
         self._refusal: SidecacheError | None = None
         self._idle = asyncio.Event()
@@ -40,6 +45,7 @@ class Lifecycle:
         """Take no more requests; the first reason given stays."""
         if self._refusal is None:
             self._refusal = refusal
+            self._closed()
 
     async def drain(self, grace_s: float) -> int:
         """Admit nothing more and wait for the running streams.

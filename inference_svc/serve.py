@@ -10,6 +10,7 @@ import grpc
 
 from inference_svc.engine import Engine
 from inference_svc.generation_record import GenerationRecorder
+from inference_svc.kv_ledger import KvLedger
 from inference_svc.lifecycle import Lifecycle
 from inference_svc.service import InferenceServicer
 from inference_svc.settings import WorkerSettings
@@ -40,10 +41,12 @@ async def serve(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIterator
         SetupError: the model cannot be used or the address cannot be listened on.
     """
     engine = make_engine(settings)
+    ledger = KvLedger()
+    engine.listen_kv(ledger.record)
     # Loading may be interrupted half-way; closing is safe at any point.
     try:
         await engine.load()
-        async with serve_engine(engine, settings, telemetry) as running:
+        async with serve_engine(engine, settings, telemetry, ledger) as running:
             yield running
     finally:
         await engine.aclose()
@@ -51,19 +54,29 @@ async def serve(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIterator
 
 @asynccontextmanager
 async def serve_engine(
-    engine: Engine, settings: WorkerSettings, telemetry: Telemetry
+    engine: Engine, settings: WorkerSettings, telemetry: Telemetry, ledger: KvLedger
 ) -> AsyncIterator[RunningServer]:
-    """Serve an engine that is loaded, and stays so when the block is left."""
-    lifecycle = Lifecycle()
+    """Serve an engine that is loaded, and stays so when the block is left.
+
+    Args:
+        engine: stays its owner's to close.
+        settings: where and how to serve.
+        telemetry: records each call.
+        ledger: has listened to the engine since before it was loaded.
+    """
+    lifecycle = Lifecycle(ledger.close)
     inference = InferenceServicer(engine, settings, GenerationRecorder(telemetry), lifecycle)
-    worker = WorkerServicer(engine, settings, lifecycle, epoch=uuid.uuid4().hex)
+    worker = WorkerServicer(engine, settings, lifecycle, ledger, epoch=uuid.uuid4().hex)
     QueueMetrics(telemetry.meter, "engine", lambda: engine.load_figures().waiting_sequences)
 
     def register(server: grpc.aio.Server) -> None:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
 
-    async with open_server(settings.server, telemetry, register, services=SERVICES) as running:
+    server = open_server(
+        settings.server, telemetry, register, services=SERVICES, end_streams=ledger.close
+    )
+    async with server as running:
         watch = asyncio.create_task(_watch_engine(engine, lifecycle, running))
         try:
             yield running

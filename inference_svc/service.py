@@ -1,20 +1,21 @@
 """InferenceService over any engine: one request from its bytes to its last token."""
 
-import asyncio
 import uuid
 from typing import Any
 
 import grpc
 
 from inference_svc import events
+from inference_svc.bounded_write import write_within
 from inference_svc.coalesce import Coalescer
 from inference_svc.engine import Engine, GenerationRequest, TokenDelta
 from inference_svc.generation_record import GenerationRecord, GenerationRecorder
 from inference_svc.lifecycle import Lifecycle
+from inference_svc.retention import read_retention
 from inference_svc.settings import WorkerSettings
 from inference_svc.validation import Prompt, check_model, read_prompt, read_request
 from observability.tracing import current_trace_id
-from sidecache.errors import InvalidRequest, StreamInterrupted, Unsupported
+from sidecache.errors import InvalidRequest, Unsupported
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1 import inference_pb2_grpc
 
@@ -92,12 +93,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Everything that can be refused before the engine hears of it."""
         check_model(request.model, self._facts)
         prompt = read_prompt(request, self._facts, self._settings.max_prompt_bytes)
+        ids = await self._tokenize(prompt)
         return read_request(
             request,
             self._facts,
             request_id=_request_id(context),
-            prompt_token_ids=await self._tokenize(prompt),
+            prompt_token_ids=ids,
             default_max_tokens=self._settings.default_max_tokens,
+            retention=await read_retention(request, prompt, ids, self._engine.tokenize),
         )
 
     async def _tokenize(self, prompt: Prompt) -> tuple[int, ...]:
@@ -127,25 +130,25 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         record: GenerationRecord,
         context: Context,
     ) -> None:
+        record.note_cached(delta)
         message = pb.GenerateResponse()
         if delta.token_ids or delta.text:
             message.delta.CopyFrom(events.delta(delta))
         if delta.finish_reason is not None:
-            prompt_tokens = len(generation.prompt_token_ids)
-            message.finished.CopyFrom(events.finished(delta, delta.finish_reason, prompt_tokens))
+            finished = events.finished(
+                delta,
+                delta.finish_reason,
+                prompt_tokens=len(generation.prompt_token_ids),
+                cached_prompt_tokens=record.cached_prompt_tokens,
+                cached_is_estimate=self._facts.capabilities.cached_tokens_estimated,
+            )
+            message.finished.CopyFrom(finished)
         if message.ListFields():
             await self._write(context, message)
         record.delivered(delta)
 
     async def _write(self, context: Context, event: pb.GenerateResponse) -> None:
-        """Write, but not for ever: a reader that takes nothing is cut off."""
-        try:
-            async with asyncio.timeout(self._settings.stall_timeout_s):
-                await context.write(event)
-        except TimeoutError:
-            raise StreamInterrupted(
-                f"the reader took nothing for {self._settings.stall_timeout_s:g} s"
-            ) from None
+        await write_within(self._settings.stall_timeout_s, context, event)
 
     def _started(self, generation: GenerationRequest) -> pb.GenerateResponse:
         return events.started(

@@ -25,6 +25,12 @@ class ScriptedSettings(SettingsPart):
     """Time from a granted slot to the first token."""
     tokens_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Pace of each choice after that; 0: as fast as possible."""
+    prefill_tokens_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Pace of prefill, one prompt after another; cached tokens cost nothing. 0: at once."""
+    block_size: Count = 32
+    """Tokens in a block of the modelled KV cache."""
+    kv_blocks: Count = 4096
+    """Blocks the modelled KV cache can hold."""
     burst: Count = 1
     """Tokens that come together."""
     context_length: Count = 8192

@@ -9,6 +9,7 @@ from inference_svc.engine import (
     GenerationRequest,
     Guided,
     ModelFacts,
+    Retention,
     Sampling,
     Tool,
 )
@@ -19,6 +20,7 @@ ROLES = ("system", "user", "assistant", "tool")
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_GRAMMAR_CHARACTERS = 65_536
+MAX_SALT_CHARACTERS = 256
 
 Prompt = str | Chat | tuple[int, ...]
 
@@ -59,6 +61,7 @@ def read_request(
     request_id: str,
     prompt_token_ids: tuple[int, ...],
     default_max_tokens: int,
+    retention: Retention | None = None,
 ) -> GenerationRequest:
     """The request as an engine takes it.
 
@@ -84,6 +87,11 @@ def read_request(
             name=request.adapter,
         )
     _check_stop(request.stop)
+    if len(request.cache_salt) > MAX_SALT_CHARACTERS:
+        raise InvalidRequest(
+            f"{len(request.cache_salt)} characters, at most {MAX_SALT_CHARACTERS}",
+            field="cache_salt",
+        )
     return GenerationRequest(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
@@ -96,6 +104,8 @@ def read_request(
         adapter=request.adapter,
         priority=request.priority,
         continuation=_read_continuation(request, facts, n),
+        cache_salt=request.cache_salt,
+        retention=retention,
     )
 
 

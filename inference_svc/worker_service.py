@@ -4,7 +4,10 @@ from typing import Any
 
 import grpc
 
+from inference_svc.bounded_write import write_within
 from inference_svc.engine import Engine
+from inference_svc.kv_ledger import KvLedger
+from inference_svc.kv_wire import to_wire
 from inference_svc.lifecycle import Lifecycle
 from inference_svc.settings import WorkerSettings
 from sidecache.errors import InvalidRequest, Unsupported
@@ -16,18 +19,25 @@ MAX_DRAIN_GRACE_S = 3600.0
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
-    """Facts, load and drain.
+    """Facts, load, drain, and what the KV cache holds.
 
     Args:
+        ledger: listens to the engine.
         epoch: changes with every start of the worker.
     """
 
     def __init__(
-        self, engine: Engine, settings: WorkerSettings, lifecycle: Lifecycle, epoch: str
+        self,
+        engine: Engine,
+        settings: WorkerSettings,
+        lifecycle: Lifecycle,
+        ledger: KvLedger,
+        epoch: str,
     ) -> None:
         self._engine = engine
         self._settings = settings
         self._lifecycle = lifecycle
+        self._ledger = ledger
         self._epoch = epoch
         self._model = self._describe()
 
@@ -57,6 +67,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             kv_cache_usage=load.kv_cache_usage,
             waiting_prompt_tokens=load.waiting_prompt_tokens,
             draining=self._lifecycle.draining,
+            kv_blocks=load.kv_blocks,
         )
 
     async def Drain(
@@ -78,7 +89,18 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         request: pb.SubscribeKvEventsRequest,
         context: Context,
     ) -> None:
-        raise Unsupported("this release publishes no KV events; route by load")
+        """Send what the KV cache holds, then every change, until the worker drains."""
+        if not self._engine.facts.capabilities.kv_events:
+            raise Unsupported("this engine publishes no KV events; route by load")
+        known = request.epoch == self._epoch
+        cursor = self._ledger.follow(request.start_sequence if known else 0)
+        try:
+            while await cursor.wait():
+                for item in cursor.take():
+                    event = to_wire(self._epoch, item)
+                    await write_within(self._settings.stall_timeout_s, context, event)
+        finally:
+            cursor.close()
 
     def _describe(self) -> pb.GetModelResponse:
         facts = self._engine.facts

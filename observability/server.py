@@ -23,10 +23,17 @@ class RunningServer:
         address: what a client on this host can dial, with the real port.
     """
 
-    def __init__(self, address: str, server: grpc.aio.Server, health: Health) -> None:
+    def __init__(
+        self,
+        address: str,
+        server: grpc.aio.Server,
+        health: Health,
+        end_streams: Callable[[], None] | None = None,
+    ) -> None:
         self.address = address
         self._server = server
         self._health = health
+        self._end_streams = end_streams
 
     def set_serving(self, serving: bool) -> None:
         """Tell health checks whether to send requests here."""
@@ -39,6 +46,8 @@ class RunningServer:
             grace_s: after this many seconds what still runs is cancelled.
         """
         self._health.close()
+        if self._end_streams is not None:
+            self._end_streams()
         await self._server.stop(grace_s)
 
 
@@ -51,6 +60,7 @@ async def open_server(
     services: Sequence[str],
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     options: Sequence[tuple[str, int | str]] = (),
+    end_streams: Callable[[], None] | None = None,
 ) -> AsyncIterator[RunningServer]:
     """Serve until the block is left; SERVING from its first line.
 
@@ -61,6 +71,8 @@ async def open_server(
         services: their full names, for health and reflection.
         interceptors: run behind the server edge, in this order.
         options: channel arguments after (so over) our own.
+        end_streams: ends the streams that have no end of their own; called when a
+            drain begins, which would else wait for them.
 
     Raises:
         SetupError: the address cannot be listened on, or a TLS file cannot be read.
@@ -75,7 +87,7 @@ async def open_server(
     if settings.reflection or (settings.reflection is None and is_local(settings.listen)):
         _add_reflection(server, services)
     address = bind(server, settings)
-    running = RunningServer(address, server, health)
+    running = RunningServer(address, server, health, end_streams)
     try:
         await server.start()
         running.set_serving(True)

@@ -56,6 +56,7 @@ class Account:
         self._first_token_at: float | None = None
         self._output_tokens = 0
         self._prompt_tokens = 0
+        self._cached_tokens: int | None = None
         self._lookup_started = ticket.opened_at
         self._tape: Tape | None = None
 
@@ -103,6 +104,8 @@ class Account:
             self._output_tokens = self._tape.tokens
             for finished in self._tape.finished:
                 self._prompt_tokens = finished.usage.prompt_tokens
+                if finished.usage.HasField("cached_prompt_tokens"):
+                    self._cached_tokens = finished.usage.cached_prompt_tokens
         opened_at = self._ticket.opened_at
         first_token_s = None if self._first_token_at is None else self._first_token_at - opened_at
         self._accounts.generations.finished(
@@ -123,6 +126,10 @@ class Account:
                 # A replayed answer is not usage of the model.
                 span.set_attribute(names.GEN_AI_USAGE_INPUT_TOKENS, self._prompt_tokens)
                 span.set_attribute(names.GEN_AI_USAGE_OUTPUT_TOKENS, self._output_tokens)
+                if self._cached_tokens is not None:
+                    span.set_attribute(
+                        names.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, self._cached_tokens
+                    )
                 span.set_attribute(
                     names.GEN_AI_RESPONSE_FINISH_REASONS,
                     [_reason(finished.reason) for finished in self._tape.finished],

@@ -80,7 +80,7 @@ class Tape:
             return None
         return cache_pb2.Answer(
             deltas=self._deltas,
-            finished=self._finished,
+            finished=[_without_cached(end) for end in self._finished],
             model_revision=revision,
             worker=worker,
         )
@@ -104,3 +104,14 @@ class Tape:
         else:
             # The first stays alone, so that a replay's first token comes at once.
             self._deltas.append(delta)
+
+
+def _without_cached(end: pb.Finished) -> pb.Finished:
+    """The end as it is stored: a replay reads nothing from a KV cache."""
+    if not end.usage.HasField("cached_prompt_tokens"):
+        return end
+    stored = pb.Finished()
+    stored.CopyFrom(end)
+    stored.usage.ClearField("cached_prompt_tokens")
+    stored.usage.ClearField("cached_prompt_tokens_estimated")
+    return stored

@@ -1,0 +1,51 @@
+"""The script of the scripted engine: which token stands where, and what it reads like."""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+
+SCRIPTED_VOCABULARY = 4096
+# Raise it when scripted_token or scripted_text changes: it is the revision.
+SCRIPT_VERSION = 1
+_MASK = 2**64 - 1
+
+_CONSONANTS = "bdfghjklmnprstvz"
+_VOWELS = "aeiu"
+_SYLLABLES = tuple(consonant + vowel for consonant in _CONSONANTS for vowel in _VOWELS)
+_WORDS = tuple(f" {first}{second}" for first in _SYLLABLES for second in _SYLLABLES)
+
+
+def scripted_token(seed: int, position: int) -> int:
+    """The token at ``position``, counted from 0, in [0, SCRIPTED_VOCABULARY).
+
+    SplitMix64 (Steele, Lea and Flood, 2014) of both numbers: any two seeds give
+    unrelated streams, and a token says nothing about the next.
+    """
+    mixed = (seed * 0xD1342543DE82EF95 + position * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & _MASK
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (mixed ^ (mixed >> 31)) % SCRIPTED_VOCABULARY
+
+
+def scripted_text(token: int) -> str:
+    """The token's text: a space and two syllables, another for each token."""
+    return _WORDS[token]
+
+
+def prompt_seed(prompt_token_ids: Sequence[int]) -> int:
+    """The seed of a request that brings none.
+
+    The first 8 bytes, big endian, of the BLAKE2b of the ids as little-endian uint32.
+    """
+    packed = struct.pack(f"<{len(prompt_token_ids)}I", *prompt_token_ids)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest())
+
+
+class Words:
+    """Every scripted token is readable at once."""
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        return "".join([_WORDS[token_id] for token_id in token_ids])
+
+    def flush(self) -> str:
+        return ""
