@@ -1,4 +1,4 @@
-"""The tokenizer and chat template of a Hugging Face checkpoint folder."""
+"""The tokenizer and chat template in a checkpoint folder of Hugging Face's form."""
 
 import hashlib
 import json
@@ -6,68 +6,72 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer
 
 from inference_svc.byte_level import ByteLevelDecoder, token_bytes
 from inference_svc.chat_template import ChatTemplate
 from inference_svc.choice import TextDecoder
 from inference_svc.engine import Chat
-from sidecache.errors import SetupError
+from sidecache.errors import InvalidRequest, SetupError
 
-# Without a template of its own a model still takes a chat: one turn a line.
-_PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
-)
-_UNFINISHED = "\ufffd"
+_REPLACEMENT = "\ufffd"
+# Bytes of a character that ids may still have to complete.
+_LONGEST_CHARACTER = 4
 
 
 class HfTokenizer:
     """Text to ids, ids to text, and a chat to text.
 
     Args:
-        folder: with tokenizer.json, and the chat template in chat_template.jinja or
+        folder: holds tokenizer.json and, for chats, a template in chat_template.jinja or
             tokenizer_config.json.
         vocabulary_size: ids the model may give; those beyond the tokenizer's have no text.
 
     Attributes:
         fingerprint: sha256 of tokenizer.json, hex.
+        template_fingerprint: sha256 of the template, hex; empty without one.
         files: what others need to do the same.
+        size: number of ids.
 
     Raises:
-        SetupError: a file is missing or damaged; names it.
+        SetupError: a file is missing or broken.
     """
 
-    def __init__(self, folder: Path, vocabulary_size: int) -> None:
-        serialized = _read(folder / "tokenizer.json")
+    def __init__(self, folder: Path, vocabulary_size: int = 0) -> None:
+        path = folder / "tokenizer.json"
         try:
-            self._tokenizer = Tokenizer.from_buffer(serialized)
+            serialized = path.read_bytes()
+            self._tokenizer: Tokenizer = Tokenizer.from_buffer(serialized)
+            decoder = json.loads(serialized).get("decoder")
         except Exception as error:  # the library raises bare Exceptions
-            raise SetupError(f"{folder / 'tokenizer.json'} is damaged: {error}") from error
-        config = _config(folder)
-        source = _template(folder, config)
-        self.has_template = bool(source)
-        self._template = ChatTemplate(source or _PLAIN_TEMPLATE, _named_tokens(config))
-        self._byte_level = isinstance(self._tokenizer.decoder, decoders.ByteLevel)
-        self._vocabulary = self._bytes(vocabulary_size) if self._byte_level else []
+            raise SetupError(
+                f"{path} cannot be used as a tokenizer ({error}); the checkpoint folder must "
+                "hold a tokenizer.json"
+            ) from error
+        # Prompts of any length are counted, never cut.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._bytes = self._byte_level(decoder, max(self.size, vocabulary_size))
+        self._template = _template(folder)
         self.fingerprint = hashlib.sha256(serialized).hexdigest()
-        self.template_fingerprint = self._template.fingerprint
-        self.files = {
-            "tokenizer.json": serialized,
-            "chat_template.jinja": self._template.source.encode(),
-        }
+        self.template_fingerprint = self._template.fingerprint if self._template else ""
+        self.files = {"tokenizer.json": serialized}
+        if self._template:
+            self.files["chat_template.jinja"] = self._template.source.encode()
 
     @property
     def knows_tools(self) -> bool:
         """Whether the chat template looks at tools at all."""
-        return self._template.knows_tools
+        return self._template is not None and self._template.knows_tools
 
     def encode(self, prompt: str | Chat) -> list[int]:
         """The ids of a text as it stands, or of a chat rendered for an answer.
 
         Raises:
-            InvalidRequest: the template refuses the chat.
+            InvalidRequest: the template refuses the chat, or there is none.
         """
-        text = prompt if isinstance(prompt, str) else self._template.render(prompt)
+        text = prompt if isinstance(prompt, str) else self._render(prompt)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -77,103 +81,89 @@ class HfTokenizer:
         return text
 
     def decoder(self) -> TextDecoder:
-        """A fresh decoder for one growing sequence."""
-        if self._byte_level:
-            return ByteLevelDecoder(self._vocabulary)
-        return _WindowDecoder(self._tokenizer)
+        """A fresh one, for one choice."""
+        if self._bytes is not None:
+            return ByteLevelDecoder(self._bytes)
+        return WindowDecoder(self)
 
-    def _bytes(self, size: int) -> list[bytes]:
-        """The bytes of each id; special tokens and ids beyond the tokenizer's have none."""
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary writes it."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def _render(self, chat: Chat) -> str:
+        if self._template is None:
+            raise InvalidRequest("the model has no chat template: send text", field="chat")
+        return self._template.render(chat)
+
+    def _byte_level(self, decoder: dict[str, Any] | None, size: int) -> list[bytes] | None:
+        """Bytes of each id, empty for special ones; None for another kind of vocabulary."""
+        if not decoder or decoder.get("type") != "ByteLevel":
+            return None
         special = {
             token_id
-            for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
-            if token.special
+            for token_id, added in self._tokenizer.get_added_tokens_decoder().items()
+            if added.special
         }
-        return [
-            b"" if token_id in special else _token_bytes(self._tokenizer.id_to_token(token_id))
-            for token_id in range(max(size, self._tokenizer.get_vocab_size()))
-        ]
+        vocabulary = [b""] * size
+        for token, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if token_id not in special:
+                try:
+                    vocabulary[token_id] = token_bytes(token)
+                except KeyError:  # an added token, written as it reads
+                    vocabulary[token_id] = token.encode()
+        return vocabulary
 
 
-class _WindowDecoder:
-    """Text of a growing sequence for any tokenizer: decode a window, take what is new.
+class WindowDecoder:
+    """Text of one growing sequence of a vocabulary that is not byte-level.
 
-    The window begins where the last readable text began, so what a token's neighbours
-    do to it (spaces, byte fallback) is seen. Source: Text Generation Inference's and
-    vLLM's incremental detokenization.
+    Such a token's text may depend on the ones before it (a leading space, bytes that make up
+    a character), so the last few are decoded again with each new one.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: HfTokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._window = 0
-        self._read_to = 0
+        self._context = 0  # ids before this one are not decoded any more
+        self._told = 0  # ids whose text was given
 
     def push(self, token_ids: Sequence[int]) -> str:
-        text = ""
-        for token_id in token_ids:
-            self._ids.append(token_id)
-            text += self._advance(final=False)
-        return text
+        """The text that these ids make readable."""
+        return "".join([self._push(token_id) for token_id in token_ids])
 
     def flush(self) -> str:
-        return self._advance(final=True)
+        """What an unfinished character leaves when nothing follows."""
+        return self._new_text()
 
-    def _advance(self, *, final: bool) -> str:
-        before: str = self._tokenizer.decode(self._ids[self._window : self._read_to])
-        now: str = self._tokenizer.decode(self._ids[self._window :])
-        if len(now) <= len(before) or (now.endswith(_UNFINISHED) and not final):
+    def _push(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        text = self._new_text()
+        if text.endswith(_REPLACEMENT) and len(self._ids) - self._told < _LONGEST_CHARACTER:
             return ""
-        self._ids = self._ids[self._read_to :] if self._read_to else self._ids
-        self._window, self._read_to = 0, len(self._ids)
-        return now[len(before) :]
+        self._context, self._told = self._told, len(self._ids)
+        return text
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._ids[self._context : self._told])
+        return self._tokenizer.decode(self._ids[self._context :])[len(before) :]
 
 
-def _token_bytes(token: str | None) -> bytes:
-    if token is None:
-        return b""
-    try:
-        return token_bytes(token)
-    except KeyError:
-        return token.encode()  # an added token stands as it is written
-
-
-def _template(folder: Path, config: dict[str, Any]) -> str:
-    """The chat template's source; empty if the model has none."""
-    beside = folder / "chat_template.jinja"
-    if beside.is_file():
-        return _read(beside).decode()
-    given = config.get("chat_template")
-    if isinstance(given, list):  # several, by name
-        given = {each.get("name"): each.get("template") for each in given}.get("default")
-    return given if isinstance(given, str) else ""
-
-
-def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """What templates may call bos_token and eos_token."""
-    named = {}
-    for name in ("bos_token", "eos_token"):
-        value = config.get(name)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            named[name] = value
-    return named
-
-
-def _config(folder: Path) -> dict[str, Any]:
+def _template(folder: Path) -> ChatTemplate | None:
     path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read(path))
-    except ValueError as error:
-        raise SetupError(f"{path} is not JSON: {error}") from error
-    return value if isinstance(value, dict) else {}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SetupError(f"{path} cannot be read: {error.strerror}") from error
+    config: dict[str, Any] = {}
+    if path.exists():
+        try:
+            config = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise SetupError(f"{path} is not JSON: {error}") from error
+    named = {
+        name: value if isinstance(value, str) else str(value.get("content", ""))
+        for name in ("bos_token", "eos_token")
+        if (value := config.get(name)) is not None
+    }
+    separate = folder / "chat_template.jinja"
+    source = separate.read_text() if separate.exists() else config.get("chat_template")
+    if isinstance(source, list):  # several templates by name
+        source = next((each["template"] for each in source if each["name"] == "default"), None)
+    return ChatTemplate(source, named) if source else None

@@ -186,6 +186,7 @@ class VllmEngine:
             max_sequences=self._slots.max_sequences,
             waiting_prompt_tokens=self._slots.waiting_prompt_tokens,
             kv_cache_usage=self._kv_cache_usage,
+            kv_blocks=self._kv_blocks or None,
         )
 
     def silent_s(self) -> float:

@@ -121,17 +121,26 @@ _ENGINES = {"scripted": "sidecache", "openvino": "openvino_genai", "vllm": "vllm
 INSTALLED = [name for name, package in _ENGINES.items() if importlib.util.find_spec(package)]
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session", params=INSTALLED)
-async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+@pytest.fixture(scope="session", params=INSTALLED)
+def subject(request: pytest.FixtureRequest) -> Subject:
     """Each engine in turn."""
-    if request.param == "scripted":
-        async with scripted() as engine:
-            yield engine
-    elif request.param == "vllm":
-        yield request.getfixturevalue("vllm_subject")
-    else:
-        async with openvino(request.getfixturevalue("smollm2_path")) as engine:
-            yield engine
+    chosen = request.getfixturevalue(f"{request.param}_subject")
+    assert isinstance(chosen, Subject)
+    return chosen
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def scripted_subject() -> AsyncIterator[Subject]:
+    """The scripted engine."""
+    async with scripted() as engine:
+        yield engine
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def openvino_subject(smollm2_path: Path) -> AsyncIterator[Subject]:
+    """The real model on OpenVINO."""
+    async with openvino(smollm2_path) as engine:
+        yield engine
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
