@@ -74,7 +74,7 @@ class Round:
 
 
 @dataclass
-class Path_:
+class Front:
     """What runs: the engine, and the callers of the router in front of it."""
 
     engine: VllmEngine
@@ -102,7 +102,7 @@ def rows(streams: int, waves: int) -> list[list[int]]:
     return [[next(_seeds) for _ in range(waves)] for _ in range(streams)]
 
 
-async def direct(path: Path_, shape: str, seeds: list[list[int]], max_tokens: int) -> Round:
+async def direct(path: Front, shape: str, seeds: list[list[int]], max_tokens: int) -> Round:
     """The engine's own generate(), in its process and without detokenizing."""
     length = LENGTHS[shape][0]
     first_token_s: list[float] = []
@@ -131,7 +131,7 @@ async def direct(path: Path_, shape: str, seeds: list[list[int]], max_tokens: in
     return Round(tokens / (time.monotonic() - began), first_token_s)
 
 
-async def through(path: Path_, shape: str, seeds: list[list[int]], max_tokens: int) -> Round:
+async def through(path: Front, shape: str, seeds: list[list[int]], max_tokens: int) -> Round:
     """The same through router, sidecar and worker."""
     done = await path.ask(
         do="streams", rows=seeds, prompt_tokens=LENGTHS[shape][0], max_tokens=max_tokens
@@ -145,10 +145,12 @@ async def through(path: Path_, shape: str, seeds: list[list[int]], max_tokens: i
     )
 
 
-Way = Callable[[Path_, str, list[list[int]], int], Awaitable[Round]]
+Way = Callable[[Front, str, list[list[int]], int], Awaitable[Round]]
 
 
-async def compare(path: Path_, shape: str, streams: int, late: Callable[[], bool]) -> dict[str, Any]:
+async def compare(
+    path: Front, shape: str, streams: int, late: Callable[[], bool]
+) -> dict[str, Any]:
     """Both ways in turns; each round once one way first and once the other."""
     max_tokens = LENGTHS[shape][1]
     ways: dict[str, Way] = {"direct": direct, "path": through}
@@ -183,7 +185,7 @@ async def compare(path: Path_, shape: str, streams: int, late: Callable[[], bool
     }
 
 
-async def cancels(path: Path_, shape: str) -> dict[str, Any]:
+async def cancels(path: Front, shape: str) -> dict[str, Any]:
     """From a caller's cancel, through the router, until the engine holds no sequence."""
     freed_ms = []
     for _ in range(CANCELS):
@@ -191,16 +193,17 @@ async def cancels(path: Path_, shape: str) -> dict[str, Any]:
             do="cancel", seed=next(_seeds), prompt_tokens=LENGTHS[shape][0],
             max_tokens=4000, after=3,
         )  # fmt: skip
-        while path.engine.load_figures().running_sequences:
+        while path.engine.load_figures().running_sequences:  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.0005)
         freed_ms.append((time.monotonic() - done["cancelled"]) * 1e3)
     return {"cancel_freed_p50_ms": round(median(freed_ms), 1), "cancel_freed_max_ms": max(freed_ms)}
 
 
-async def prefixes(path: Path_, shape: str) -> dict[str, Any]:
+async def prefixes(path: Front, shape: str) -> dict[str, Any]:
     """A long prompt cold and warm, and what the worker's gRPC says of its KV blocks."""
     length = LONG_PROMPT[shape]
-    cold, warm = [], []
+    cold: list[float] = []
+    warm: list[float] = []
     cached: list[int | None] = []
     seeds = [next(_seeds) for _ in range(5)]
     for seed in seeds:
@@ -208,7 +211,7 @@ async def prefixes(path: Path_, shape: str) -> dict[str, Any]:
             done = await path.ask(
                 do="streams", rows=[[seed]], prompt_tokens=length, max_tokens=tokens
             )
-            times += done["first_token_s"]
+            times.extend(done["first_token_s"])
         cached += done["cached_prompt_tokens"]
     seen, wanted = await told_blocks(path, seeds, length)
     return {
@@ -221,7 +224,7 @@ async def prefixes(path: Path_, shape: str) -> dict[str, Any]:
     }
 
 
-async def told_blocks(path: Path_, seeds: list[int], length: int) -> tuple[int | None, int]:
+async def told_blocks(path: Front, seeds: list[int], length: int) -> tuple[int | None, int]:
     """Of the prompts' blocks, how many the worker says it holds; None: it does not say."""
     hasher = BlockHasher(path.engine.facts.block_size)
     async with grpc.aio.insecure_channel(path.worker) as channel:
@@ -245,7 +248,7 @@ async def told_blocks(path: Path_, seeds: list[int], length: int) -> tuple[int |
 
 
 @asynccontextmanager
-async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Path_]:
+async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Front]:
     """The engine and everything before it; all of it ends with the block."""
     model = write_random_model(folder / shape, shape)
     tiny = shape == "tiny"
@@ -273,16 +276,14 @@ async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Path_
         say(f"{shape}: loaded and warm in {time.monotonic() - began:.0f} s, {engine.facts.build}")
         telemetry = Telemetry.start("sidecache-worker", TelemetrySettings(log_level="ERROR"))
         stack.push_async_callback(telemetry.aclose)
-        server = await stack.enter_async_context(
-            serve_engine(engine, settings, telemetry, ledger)
-        )
+        server = await stack.enter_async_context(serve_engine(engine, settings, telemetry, ledger))
         router = await stack.enter_async_context(_front(folder, server.address))
         callers = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "benchmarks.gpu_path_client", router.address, KEY),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 26,
         )  # fmt: skip
         stack.push_async_callback(_end, callers)
-        yield Path_(engine, server.address, callers)
+        yield Front(engine, server.address, callers)
 
 
 @asynccontextmanager
@@ -314,7 +315,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 async def measure(options: Any, write: Callable[[list[dict[str, Any]]], None]) -> None:
     """Every shape; what is known is written after each step."""
     began = time.monotonic()
-    share_s = options.budget_s / len(options.shape)
+    share_s: float = options.budget_s / len(options.shape)
     results: list[dict[str, Any]] = []
     for number, shape in enumerate(options.shape, 1):
         until = began + number * share_s

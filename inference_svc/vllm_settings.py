@@ -79,7 +79,7 @@ class VllmSettings(SettingsPart):
     """What runs the ranks: processes here (mp), or Ray over several machines."""
     speculative: SpeculativeSettings | None = None
     """Speculative decoding; unset: none."""
-    adapters: dict[str, Path] = {}
+    adapters: dict[str, Path] = Field(default_factory=dict)
     """LoRA adapters: name in requests to folder."""
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = 16
     """Largest rank of an adapter."""

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,18 +22,16 @@ from inference_svc.engine import (
     Chat,
     EngineCapabilities,
     EngineLoad,
-    FinishReason,
     GenerationRequest,
     ModelFacts,
     Sampling,
     TokenDelta,
-    TokenLogprob,
 )
 from inference_svc.engines.checkpoint import Checkpoint, read_checkpoint
 from inference_svc.engines.engine_stderr import EngineStderr
 from inference_svc.engines.gpu_memory import GpuMeter
 from inference_svc.engines.hf_tokenizer import HfTokenizer
-from inference_svc.engines.vllm_stream import VllmStream
+from inference_svc.engines.vllm_stream import Step, VllmStream
 from inference_svc.grammar import check_grammar
 from inference_svc.kv_events import KvListener, ignore
 from inference_svc.slots import Slots
@@ -49,14 +46,6 @@ _WARM_UP_TOKENS = 4
 _RESYNC_INTERVAL_S = 1.0
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    token_ids: list[int]
-    logprobs: list[TokenLogprob]
-    ended: FinishReason | None
-    cached_tokens: int | None
 
 
 class VllmEngine:
@@ -213,10 +202,10 @@ class VllmEngine:
         )
         return outputs
 
-    def read(self, output: Any, wanted: int | None) -> _Step:
+    def read(self, output: Any, wanted: int | None) -> Step:
         """What one of vLLM's outputs says."""
         completion = output.outputs[0]
-        return _Step(
+        return Step(
             [int(each) for each in completion.token_ids],
             self._api.logprobs(completion, wanted),
             self._api.finish_reason(completion.finish_reason),

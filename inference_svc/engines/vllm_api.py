@@ -93,6 +93,9 @@ def start(
     """An AsyncLLM whose processes are up; takes seconds to minutes.
 
     Args:
+        model_path: the checkpoint folder.
+        settings: what the operator chose.
+        max_sequences: in one batch.
         kv_endpoints: where KV events are published, and where they are replayed.
         observe: told the KV cache's usage, 0 to 1, after each step.
 
@@ -196,10 +199,14 @@ def _observer(observe: Callable[[float], None]) -> Any:
     return Observer
 
 
-def sampling_parameters(request: GenerationRequest, done: int, seed: int, end: Sequence[int]) -> Any:
+def sampling_parameters(
+    request: GenerationRequest, done: int, seed: int, end: Sequence[int]
+) -> Any:
     """The request in vLLM's words; stop strings and text are ours.
 
     Args:
+        request: of one choice or more.
+        seed: of this choice; counts only where it is sampled.
         done: tokens of the choice that were delivered before.
         end: ids that end an answer.
     """
@@ -331,7 +338,11 @@ def figures(engine: Any) -> tuple[int, int, int]:
     """Tokens in a KV block, blocks in all, and the longest context, as the engine settled it."""
     config = engine.vllm_config
     cache = config.cache_config
-    return int(cache.block_size), int(cache.num_gpu_blocks or 0), int(config.model_config.max_model_len)
+    return (
+        int(cache.block_size),
+        int(cache.num_gpu_blocks or 0),
+        int(config.model_config.max_model_len),
+    )
 
 
 def build(engine: Any) -> str:

@@ -5,7 +5,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from inference_svc.choice import Choice
@@ -20,6 +20,20 @@ from inference_svc.slots import Slot, Slots
 from sidecache.errors import SidecacheError
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What became known of one sequence.
+
+    Attributes:
+        cached_tokens: how much of the prompt was in the KV cache; None: not known.
+    """
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprob]
+    ended: FinishReason | None
+    cached_tokens: int | None
+
+
 class Batch(Protocol):
     """What a stream needs of its engine."""
 
@@ -28,7 +42,7 @@ class Batch(Protocol):
     ) -> AsyncGenerator[Any, None]:
         """Outputs of one sequence; closing the generator aborts it."""
 
-    def read(self, output: Any, wanted: int | None) -> "Step":
+    def read(self, output: Any, wanted: int | None) -> Step:
         """What an output says.
 
         Raises:
@@ -37,15 +51,6 @@ class Batch(Protocol):
 
     def failed(self, error: Exception) -> SidecacheError:
         """What the engine raised, as one of our errors."""
-
-
-class Step(Protocol):
-    """What became known of one sequence."""
-
-    token_ids: list[int]
-    logprobs: list[TokenLogprob]
-    ended: FinishReason | None
-    cached_tokens: int | None
 
 
 class VllmStream:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -237,10 +238,7 @@ async def _outcome(subject: VllmSubject, request: GenerationRequest) -> EngineFa
 
 async def test_a_wrong_architecture_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     """What vLLM cannot run is a SetupError that says what vLLM said."""
-    folder = tmp_path / "odd"
-    folder.mkdir()
-    for file in tiny_llama.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "odd"))
     config = json.loads((folder / "config.json").read_text())
     config |= {"architectures": ["NobodyHasThisOne"], "model_type": "nobody"}
     (folder / "config.json").write_text(json.dumps(config))
