@@ -31,6 +31,7 @@ from inference_svc.engines.checkpoint import Checkpoint, read_checkpoint
 from inference_svc.engines.engine_stderr import EngineStderr
 from inference_svc.engines.gpu_memory import GpuMeter
 from inference_svc.engines.hf_tokenizer import HfTokenizer
+from inference_svc.engines.vllm_blocks import BlockNames
 from inference_svc.engines.vllm_stream import Step, VllmStream
 from inference_svc.grammar import check_grammar
 from inference_svc.kv_events import KvListener, ignore
@@ -250,8 +251,6 @@ class VllmEngine:
                 raise self._not_started(error) from error
         block_size, self._kv_blocks, _ = self._api.figures(self._engine)
         if self._kv is not None:
-            from inference_svc.engines.vllm_kv import BlockNames  # noqa: PLC0415
-
             self._kv.connect(BlockNames(block_size, self._kv_blocks, self._hear_kv))
         self._gpus = GpuMeter() if self._api.device_kind() == "cuda" else None
         self._facts = self._describe()
