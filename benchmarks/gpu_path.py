@@ -14,6 +14,7 @@ Then, all through gRPC: a cancel, the KV events, and a long prompt cold and warm
 import argparse
 import asyncio
 import hashlib
+import importlib.util
 import itertools
 import json
 import platform
@@ -293,17 +294,20 @@ async def _front(folder: Path, worker: str) -> AsyncIterator[ServiceProcess]:
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     keys.write_text(f'[[keys]]\ntenant = "benchmark"\nsha256 = "{digest}"\n')
     async with AsyncExitStack() as stack:
-        cache = await stack.enter_async_context(
-            ServiceProcess.start(
-                "cache_svc", folder,
-                {"server__listen": f"unix:{folder}/cache.sock", "semantic__enabled": "false"},
-            )
-        )  # fmt: skip
         settings = {
-            "workers": json.dumps([worker]), "cache": cache.address, "keys_file": str(keys),
+            "workers": json.dumps([worker]), "keys_file": str(keys),
             "admission__max_streams": "1024", "admission__max_streams_per_tenant": "1024",
         }  # fmt: skip
+        if has_sidecar():
+            own = {"server__listen": f"unix:{folder}/cache.sock", "semantic__enabled": "false"}
+            start = ServiceProcess.start("cache_svc", folder, own)
+            settings["cache"] = (await stack.enter_async_context(start)).address
         yield await stack.enter_async_context(ServiceProcess.start("router", folder, settings))
+
+
+def has_sidecar() -> bool:
+    """Whether the sidecar's packages are here; without them the path is one hop shorter."""
+    return all(importlib.util.find_spec(name) for name in ("faiss", "onnxruntime"))
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -326,8 +330,12 @@ async def measure(options: Any, write: Callable[[list[dict[str, Any]]], None]) -
         with tempfile.TemporaryDirectory(prefix="sc-") as name:
             async with running(Path(name), shape, options) as path:
                 await compare(path, shape, 2, lambda: True)  # warm connections and caches
-                about = {"engine": "vllm", "build": path.engine.facts.build}
-                about |= {"machine": platform.machine(), "python": platform.python_version()}
+                about: dict[str, Any] = {"engine": "vllm", "build": path.engine.facts.build}
+                about |= {
+                    "sidecar": has_sidecar(),
+                    "machine": platform.machine(),
+                    "python": platform.python_version(),
+                }
                 for streams in options.streams:
                     results.append(about | await compare(path, shape, streams, late))
                     write(results)
@@ -357,6 +365,8 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.shape) - set(SHAPES):
         parser.error(f"--shape {', '.join(unknown)} is not one of {', '.join(SHAPES)}")
+    if not has_sidecar():
+        say("no sidecar: it needs faiss and onnxruntime, which are not installed here")
     latest: list[dict[str, Any]] = []
 
     def write(results: list[dict[str, Any]]) -> None:

@@ -45,6 +45,7 @@ _INLINE_CHARACTERS = 4096
 _WARM_UP_PROMPT_TOKENS = 64
 _WARM_UP_TOKENS = 4
 _RESYNC_INTERVAL_S = 1.0
+_MAX_CAUSE_CHARACTERS = 400
 
 logger = logging.getLogger(__name__)
 
@@ -359,6 +360,7 @@ class VllmEngine:
 
     def _not_started(self, error: Exception) -> SetupError:
         cause = self._stderr.cause() or f"{type(error).__name__}: {error}"
+        cause = " ".join(cause.split())[:_MAX_CAUSE_CHARACTERS]
         return SetupError(f"vLLM could not start with {self._model_path}: {cause}{_advice(cause)}")
 
     def _end_late(self, starting: "asyncio.Task[Any]") -> None:

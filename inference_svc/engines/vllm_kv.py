@@ -65,29 +65,24 @@ class KvEventStream:
         await self._replay(0)
         while True:
             *_, number, payload = await socket.recv_multipart()
-            try:
-                await self._take(int.from_bytes(number, "big"), payload)
-            except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
-                logger.error("a KV event could not be read: %s", error)
-                await self._start_over()
+            await self._take(int.from_bytes(number, "big"), payload)
 
     async def _take(self, number: int, payload: bytes) -> None:
         if number > self._next:
             await self._replay(self._next)
-        if number > self._next:
-            logger.warning("KV events %d to %d are lost", self._next, number - 1)
-            await self._start_over()
-            self._next = number
-        if number == self._next:
-            await self._apply(payload)
+        await self._replayed(number, payload)
 
     async def _apply(self, payload: bytes) -> None:
         self._next += 1
-        batch = self._decoder.decode(payload)
         assert self._names is not None  # noqa: S101 - connect() comes first
-        known = [self._names.apply(event) for event in batch[1]]
-        if not all(known):
-            await self._resync()
+        try:
+            known = [self._names.apply(event) for event in self._decoder.decode(payload)[1]]
+        except (msgspec.DecodeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            logger.error("a KV event could not be read: %s", error)
+            await self._start_over()
+        else:
+            if not all(known):
+                await self._resync()
 
     async def _replay(self, first: int) -> None:
         """Ask for batches from this number on; as far as the publisher still has them."""
@@ -101,12 +96,20 @@ class KvEventStream:
                     *_, number, payload = await socket.recv_multipart()
                     if number == _END:
                         return
-                    if int.from_bytes(number, "big") == self._next:
-                        await self._apply(payload)
+                    await self._replayed(int.from_bytes(number, "big"), payload)
         except TimeoutError:
             logger.warning("the engine did not replay its KV events in time")
         finally:
             socket.close(linger=0)
+
+    async def _replayed(self, number: int, payload: bytes) -> None:
+        """What the publisher still has; it begins behind a loss, if there was one."""
+        if number > self._next:
+            logger.warning("KV events %d to %d are lost", self._next, number - 1)
+            await self._start_over()
+            self._next = number
+        if number == self._next:
+            await self._apply(payload)
 
     async def _start_over(self) -> None:
         assert self._names is not None  # noqa: S101 - connect() comes first
