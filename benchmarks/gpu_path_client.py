@@ -92,10 +92,10 @@ class Callers:
         began, seen = time.monotonic(), 0
         async for event in self._call(seed, command):
             tally.messages += 1
-            if event.HasField("started"):
-                said = event.started.HasField("cached_prompt_tokens")
-                cached = event.started.cached_prompt_tokens if said else None
-                tally.cached_prompt_tokens.append(cached)
+            if event.HasField("finished"):
+                usage = event.finished.usage
+                said = usage.HasField("cached_prompt_tokens")
+                tally.cached_prompt_tokens.append(usage.cached_prompt_tokens if said else None)
             count = len(event.delta.token_ids)
             if count and not seen:
                 tally.first_token_s.append(time.monotonic() - began)
