@@ -25,6 +25,10 @@ from sidecache.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_p
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
+# GetModel sends tokenizer files, of 7 to 30 MB for large vocabularies; who asks for
+# them must take as much.
+_MAX_SEND_BYTES = 64 * 2**20
+
 logger = logging.getLogger(__name__)
 
 SERVICES = (
@@ -74,7 +78,12 @@ async def serve_engine(
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
 
     server = open_server(
-        settings.server, telemetry, register, services=SERVICES, end_streams=ledger.close
+        settings.server,
+        telemetry,
+        register,
+        services=SERVICES,
+        options=(("grpc.max_send_message_length", _MAX_SEND_BYTES),),
+        end_streams=ledger.close,
     )
     async with server as running:
         watch = asyncio.create_task(_watch_engine(engine, lifecycle, running))

@@ -48,6 +48,8 @@ class OpenVinoSettings(SettingsPart):
 
     cache_gib: Count = 1
     """Memory for the KV cache."""
+    kv_blocks: Annotated[int, Field(ge=0)] = 0
+    """Blocks of the KV cache, instead of cache_gib; 0: as many as fit that."""
     inference_threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of one step; 0: as many as OpenVINO likes."""
     max_num_batched_tokens: Count = 256

@@ -5,7 +5,7 @@ worker's tokenizer files gets the very tokenizer the worker uses.
 """
 
 import hashlib
-from collections.abc import Mapping
+import json
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -37,9 +37,8 @@ class GgufTokenizer:
         kinds = model.get("tokenizer.ggml.token_type", list)
         special = [kind != _NORMAL for kind in kinds]
         self._tokenizer = _build(model, tokens, special)
-        self._template = ChatTemplate(
-            model.get("tokenizer.chat_template", str), _named_tokens(model, tokens)
-        )
+        named_tokens = _named_tokens(model, tokens)
+        self._template = ChatTemplate(model.get("tokenizer.chat_template", str), named_tokens)
         self.vocabulary = [
             b"" if is_special else token_bytes(token)
             for token, is_special in zip(tokens, special, strict=True)
@@ -50,6 +49,8 @@ class GgufTokenizer:
         self.files = {
             "tokenizer.json": serialized,
             "chat_template.jinja": self._template.source.encode(),
+            # What the template may call by name.
+            "tokenizer_config.json": json.dumps(named_tokens, sort_keys=True).encode(),
         }
 
     @property
@@ -110,7 +111,7 @@ def _pair(merge: str) -> tuple[str, str]:
     return left, right
 
 
-def _named_tokens(model: GgufFile, tokens: list[str]) -> Mapping[str, str]:
+def _named_tokens(model: GgufFile, tokens: list[str]) -> dict[str, str]:
     """What templates may call bos_token and eos_token."""
     ids: dict[str, Value | None] = {
         name: model.metadata.get(f"tokenizer.ggml.{name}_id") for name in ("bos_token", "eos_token")

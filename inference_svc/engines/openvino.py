@@ -22,6 +22,7 @@ from inference_svc.engine import (
 )
 from inference_svc.engines.gguf import GgufFile, read_gguf
 from inference_svc.engines.gguf_tokenizer import GgufTokenizer
+from inference_svc.engines.openvino_blocks import OpenVinoBlocks
 from inference_svc.engines.openvino_link import EngineLink
 from inference_svc.engines.openvino_stream import OpenVinoStream
 from inference_svc.grammar import check_grammar
@@ -58,6 +59,8 @@ class OpenVinoEngine:
         self._by_key: dict[int, OpenVinoStream] = {}
         self._keys = itertools.count(1)
         self._kv_cache_usage = 0.0
+        self._blocks: OpenVinoBlocks
+        self._prompts: dict[int, list[int]] = {}
         self._tell_kv: KvListener = ignore
         self._last_sign = 0.0
         self._link: EngineLink
@@ -91,6 +94,7 @@ class OpenVinoEngine:
                 "is a model OpenVINO GenAI can run and that memory suffices, or fetch it again "
                 "with `sidecache pull`"
             ) from error
+        self._blocks = self._model_blocks(model)
         self._facts = self._describe(model)
         self._failure = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read())
@@ -133,7 +137,9 @@ class OpenVinoEngine:
             waiting_sequences=self._slots.waiting,
             max_sequences=self._slots.max_sequences,
             waiting_prompt_tokens=self._slots.waiting_prompt_tokens,
-            kv_cache_usage=self._kv_cache_usage,
+            # The last step's; nothing steps while nothing runs.
+            kv_cache_usage=self._kv_cache_usage if self._by_key else 0.0,
+            kv_blocks=self._blocks.capacity,
         )
 
     def silent_s(self) -> float:
@@ -150,6 +156,7 @@ class OpenVinoEngine:
             self._last_sign = asyncio.get_running_loop().time()
         key = next(self._keys)
         self._by_key[key] = stream
+        self._prompts[key] = prompt
         self._link.send({"add": key, "prompt": prompt, "config": config})
         return key
 
@@ -171,12 +178,23 @@ class OpenVinoEngine:
 
     def _stepped(self, event: dict[str, Any]) -> None:
         self._kv_cache_usage = event["kv_cache_usage"]
+        for key in event["joined"]:
+            cached_tokens = self._blocks.joined(key, self._prompts.pop(key))
+            if key in self._by_key:
+                self._by_key[key].prompt_cached(cached_tokens)
+        if event["stepped"]:
+            sampled = {key: ids for key, ids, _, _ in event["tokens"]}
+            self._blocks.stepped(sampled, event["gone"])
+        else:
+            for key in event["gone"]:
+                self._blocks.cancelled(key)
         for key, ids, logprobs, reason in event["tokens"]:
             self._by_key[key].received(key, ids, logprobs, reason)
         for key in event["gone"]:
             self._by_key.pop(key).gone(key)
 
     def _refuse(self, key: int, text: str) -> None:
+        self._prompts.pop(key, None)
         self._by_key.pop(key).refused(key, InvalidRequest(f"the engine refuses it: {text}"))
 
     def _die(self, failure: EngineFailed) -> None:
@@ -184,6 +202,7 @@ class OpenVinoEngine:
         if not self._failure.done():
             self._failure.set_result(failure)
         self._by_key.clear()
+        self._prompts.clear()
         for stream in list(self._streams):
             stream.engine_died(EngineFailed(failure.text))
 
@@ -203,6 +222,7 @@ class OpenVinoEngine:
         return {
             "model_path": str(self._model_path),
             "cache_gib": self._settings.cache_gib,
+            "kv_blocks": self._settings.kv_blocks,
             "inference_threads": self._settings.inference_threads,
             "max_num_batched_tokens": self._settings.max_num_batched_tokens,
             "max_num_seqs": self._slots.max_sequences,
@@ -214,7 +234,7 @@ class OpenVinoEngine:
             name=self._model_name,
             revision=model.revision,
             engine="openvino",
-            build=self._link.build,
+            build=self._link.ready["build"],
             context_length=model.get(f"{architecture}.context_length", int),
             vocabulary_size=len(self._tokenizer.vocabulary),
             block_size=BLOCK_SIZE,
@@ -229,5 +249,34 @@ class OpenVinoEngine:
                 tools=self._tokenizer.knows_tools,
                 max_choices=min(MAX_CHOICES, self._slots.max_sequences),
                 max_top_logprobs=0,
+                cached_tokens_estimated=True,
+                kv_events=True,
             ),
         )
+
+    def _model_blocks(self, model: GgufFile) -> OpenVinoBlocks:
+        """The library's KV cache as it stands after warm-up."""
+        ready = self._link.ready
+        capacity = ready["kv_cache_bytes"] // block_bytes(model)
+        step_tokens = self._settings.max_num_batched_tokens
+        blocks = OpenVinoBlocks(capacity, BLOCK_SIZE, step_tokens, self._tell_kv)
+        warm_up, ids = 0, ready["warm_up"]["ids"]
+        blocks.joined(warm_up, ready["warm_up"]["prompt"])
+        for number, token_id in enumerate(ids, 1):
+            blocks.stepped({warm_up: [token_id]}, [warm_up] if number == len(ids) else [])
+        return blocks
+
+
+def block_bytes(model: GgufFile) -> int:
+    """Memory of one KV block: keys and values of every layer, in f32."""
+    architecture = model.get("general.architecture", str)
+    heads = model.get(f"{architecture}.attention.head_count", int)
+    width = model.get(f"{architecture}.embedding_length", int) // heads
+    # Heads may be of another width than the embedding's share; then the header says so.
+    widths = [
+        model.metadata.get(f"{architecture}.attention.{each}_length") for each in ("key", "value")
+    ]
+    head_values = sum(each if isinstance(each, int) else width for each in widths)
+    layers = model.get(f"{architecture}.block_count", int)
+    kv_heads = model.get(f"{architecture}.attention.head_count_kv", int)
+    return BLOCK_SIZE * layers * kv_heads * head_values * 4

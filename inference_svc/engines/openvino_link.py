@@ -19,12 +19,13 @@ class EngineLink:
     """A running stepping process; see openvino_process.py for what is said.
 
     Attributes:
-        build: engine version and processor, as the process reports them.
+        ready: what the process says once its engine is warm: ``build``, ``warm_up`` and
+            ``kv_cache_bytes``.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self.build = ""
+        self.ready: dict[str, Any] = {}
 
     @classmethod
     async def open(cls, config: dict[str, Any], timeout_s: float) -> "EngineLink":
@@ -94,7 +95,7 @@ class EngineLink:
     async def _hand_shake(self, config: dict[str, Any]) -> None:
         self.send(config)
         async for event in self.events():
-            self.build = event["ready"]["build"]
+            self.ready = event["ready"]
             return
 
     async def _next(self) -> dict[str, Any]:

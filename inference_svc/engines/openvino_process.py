@@ -9,8 +9,9 @@ Protocol, one JSON object a line. In: first the configuration, then
 ``{"add": key, "prompt": [...], "config": {...}}`` and ``{"cancel": key}``; end
 of input ends the process. Out: ``{"ready": {...}}`` or ``{"failed": text}``;
 then for each step, and for each cancel between two, ``{"tokens": [[key, ids,
-logprobs, reason], ...], "gone": [key, ...], "kv_cache_usage": share}``; and
-``{"refused": key, "text": ...}``.
+logprobs, reason], ...], "gone": [key, ...], "joined": [key, ...], "stepped": whether,
+"kv_cache_usage": share}``, where ``joined`` names those that were added since the last
+event, in their order; and ``{"refused": key, "text": ...}``.
 """
 
 import json
@@ -69,12 +70,16 @@ class Batch:
 
     Args:
         config: ``model_path``, ``cache_gib``, ``inference_threads``,
-            ``max_num_batched_tokens`` and ``max_num_seqs``.
+            ``max_num_batched_tokens`` and ``max_num_seqs``; ``kv_blocks``, where it is
+            not 0, instead of the size that ``cache_gib`` gives.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         scheduler = genai.SchedulerConfig()
-        scheduler.cache_size = config["cache_gib"]
+        if config["kv_blocks"]:
+            scheduler.num_kv_blocks = config["kv_blocks"]
+        else:
+            scheduler.cache_size = config["cache_gib"]
         scheduler.max_num_batched_tokens = config["max_num_batched_tokens"]
         # Room for those who join in the very step that clears away cancelled ones.
         scheduler.max_num_seqs = 2 * config["max_num_seqs"]
@@ -87,6 +92,7 @@ class Batch:
             config["model_path"], scheduler, "CPU", properties
         )
         self._handles: dict[int, Any] = {}
+        self._joined: list[int] = []
         self._must_clear = False
 
     @property
@@ -94,11 +100,14 @@ class Batch:
         """Whether a step would do anything."""
         return self._must_clear or bool(self._handles)
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> dict[str, Any]:
         """Generate a little, so that the first request finds compiled kernels.
 
         A prompt of a few tokens is not enough: kernels are chosen by the number of
         tokens in a step, and the first longer prefill would take a second or more.
+
+        Returns:
+            ``prompt`` and ``ids``: what is now in the KV cache, one id a step.
         """
         prompt = list(range(_WARM_UP_PROMPT_TOKENS))
         handle = self._pipeline.add_request(
@@ -106,13 +115,15 @@ class Batch:
         )
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()
-        handle.read_all()
+        (output,) = handle.read_all()
+        return {"prompt": prompt, "ids": list(output.generated_ids)}
 
     def add(self, key: int, prompt: list[int], config: dict[str, Any]) -> None:
         """Let a sequence join at the next step."""
         self._handles[key] = self._pipeline.add_request(
             key, _tensor(prompt), _generation_config(config)
         )
+        self._joined.append(key)
 
     def cancel(self, key: int) -> bool:
         """Take a sequence out before the next step, which frees its KV blocks.
@@ -145,11 +156,27 @@ class Batch:
                     gone.append(key)
         for key in gone:
             del self._handles[key]
-        return {"tokens": tokens, "gone": gone, "kv_cache_usage": self.kv_cache_usage}
+        return self.event(tokens, gone, stepped=True)
+
+    def event(self, tokens: list[list[Any]], gone: list[int], *, stepped: bool) -> dict[str, Any]:
+        """What happened, with those who joined before it."""
+        joined, self._joined = self._joined, []
+        return {
+            "tokens": tokens,
+            "gone": gone,
+            "joined": joined,
+            "stepped": stepped,
+            "kv_cache_usage": self.kv_cache_usage,
+        }
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Memory of all KV blocks."""
+        return int(self._pipeline.get_metrics().kv_cache_size_in_bytes)
 
     @property
     def kv_cache_usage(self) -> float:
-        """Share of KV blocks in use, those kept for reuse included."""
+        """Share of KV blocks that sequences had in the last step; not those kept for reuse."""
         # The engine reports per cent.
         return float(self._pipeline.get_metrics().cache_usage) / 100
 
@@ -177,8 +204,7 @@ def _send(descriptor: int, event: dict[str, Any]) -> None:
 def _obey(batch: Batch, command: dict[str, Any], output: int) -> None:
     if "cancel" in command:
         if batch.cancel(command["cancel"]):
-            gone = [command["cancel"]]
-            _send(output, {"tokens": [], "gone": gone, "kv_cache_usage": batch.kv_cache_usage})
+            _send(output, batch.event([], [command["cancel"]], stepped=False))
         return
     try:
         batch.add(command["add"], command["prompt"], command["config"])
@@ -192,8 +218,8 @@ def _serve(commands: Commands, output: int) -> None:
     if arrived is None:
         return
     batch = Batch(arrived.pop(0))
-    batch.warm_up()
-    _send(output, {"ready": {"build": _build()}})
+    ready = {"warm_up": batch.warm_up(), "kv_cache_bytes": batch.kv_cache_bytes}
+    _send(output, {"ready": ready | {"build": _build()}})
     while arrived is not None:
         for command in arrived:
             _obey(batch, command, output)

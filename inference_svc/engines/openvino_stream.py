@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from inference_svc.byte_level import ByteLevelDecoder
@@ -54,6 +55,9 @@ class OpenVinoStream:
         self._ready: deque[TokenDelta] = deque()
         self._news = asyncio.Event()
         self._error: SidecacheError | None = None
+        # Told once, with the first delta.
+        self._cached_tokens: int | None = None
+        self._told_cached = False
         choices = [
             Choice(index, ByteLevelDecoder(vocabulary), request.stop) for index in range(request.n)
         ]
@@ -81,6 +85,11 @@ class OpenVinoStream:
             self._news.clear()
             await self._news.wait()
         return self._ready.popleft()
+
+    def prompt_cached(self, tokens: int) -> None:
+        """Learn how much of a choice's prompt needed no prefill; the first choice's counts."""
+        if self._cached_tokens is None:
+            self._cached_tokens = min(tokens, len(self._request.prompt_token_ids))
 
     def received(self, key: int, ids: list[int], logprobs: list[float], reason: str) -> None:
         """Take the tokens of one step."""
@@ -179,6 +188,9 @@ class OpenVinoStream:
         self._in_batch[self._batch.join(self, prompt, config)] = choice
 
     def _put(self, delta: TokenDelta) -> None:
+        if self._cached_tokens is not None and not self._told_cached:
+            self._told_cached = True
+            delta = replace(delta, cached_prompt_tokens=self._cached_tokens)
         self._ready.append(delta)
         if delta.finish_reason is not None:
             self._unfinished -= 1

@@ -23,6 +23,7 @@ from inference_svc.engines.gguf import read_gguf
 from inference_svc.engines.gguf_tokenizer import GgufTokenizer
 from inference_svc.engines.openvino import OpenVinoEngine
 from inference_svc.engines.scripted import ScriptedEngine, scripted_text
+from inference_svc.kv_ledger import KvLedger
 from inference_svc.settings import OpenVinoSettings, ScriptedSettings
 from inference_svc.slots import Slots
 
@@ -36,10 +37,12 @@ class Subject:
 
     Attributes:
         decode: what the model's tokenizer makes of all ids of an answer at once.
+        kv: has listened to the engine since before it was loaded.
     """
 
     engine: Engine
     decode: Callable[[Sequence[int]], str]
+    kv: KvLedger = field(default_factory=KvLedger)
 
     async def ask(self, question: str, max_tokens: int = 24, **more: Any) -> "Answer":
         """Run one chat to its end."""
@@ -70,6 +73,11 @@ class Answer:
     def logprobs(self, choice: int = 0) -> list[TokenLogprob]:
         return [each for delta in self.of(choice) for each in delta.logprobs]
 
+    def cached(self) -> int | None:
+        """What the first delta says was cached of the prompt; no other may say it."""
+        assert all(delta.cached_prompt_tokens is None for delta in self.deltas[1:])
+        return self.deltas[0].cached_prompt_tokens
+
     def reason(self, choice: int = 0) -> FinishReason | None:
         return self.of(choice)[-1].finish_reason
 
@@ -99,20 +107,26 @@ async def scripted(
     engine = ScriptedEngine(
         settings or ScriptedSettings(tokens_per_s=2000), slots or Slots(MAX_SEQUENCES, MAX_WAITING)
     )
+    ledger = KvLedger()
+    engine.listen_kv(ledger.record)
     await engine.load()
-    yield Subject(engine, lambda ids: "".join(map(scripted_text, ids)))
+    yield Subject(engine, lambda ids: "".join(map(scripted_text, ids)), ledger)
     await engine.aclose()
 
 
 @asynccontextmanager
-async def openvino(path: Path, slots: Slots | None = None) -> AsyncIterator[Subject]:
+async def openvino(
+    path: Path, slots: Slots | None = None, settings: OpenVinoSettings | None = None
+) -> AsyncIterator[Subject]:
     """The real model in an engine of its own; costs seconds."""
     tokenizer = GgufTokenizer(read_gguf(path))
     engine = OpenVinoEngine(
-        path, "smollm2", OpenVinoSettings(), slots or Slots(MAX_SEQUENCES, MAX_WAITING)
+        path, "smollm2", settings or OpenVinoSettings(), slots or Slots(MAX_SEQUENCES, MAX_WAITING)
     )
+    ledger = KvLedger()
+    engine.listen_kv(ledger.record)
     await engine.load()
-    yield Subject(engine, lambda ids: tokenizer.decode(list(ids)))
+    yield Subject(engine, lambda ids: tokenizer.decode(list(ids)), ledger)
     await engine.aclose()
 
 

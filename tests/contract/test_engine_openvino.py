@@ -290,7 +290,7 @@ async def test_the_engine_phones_nobody(smollm2_path: Path) -> None:
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     config = {
-        "model_path": str(smollm2_path), "cache_gib": 1, "inference_threads": 0,
+        "model_path": str(smollm2_path), "cache_gib": 1, "kv_blocks": 0, "inference_threads": 0,
         "max_num_batched_tokens": 256, "max_num_seqs": 4,
     }  # fmt: skip
     commands = [config, {"add": 1, "prompt": [1, 2, 3], "config": {"max_new_tokens": 5}}]

@@ -1,0 +1,51 @@
+"""A prefix to retain is counted in tokens of the very prompt it belongs to."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from inference_svc.engine import Chat, ChatMessage, Retention
+from inference_svc.engines.scripted import ScriptedEngine
+from inference_svc.retention import read_retention
+from inference_svc.settings import ScriptedSettings
+from inference_svc.slots import Slots
+from sidecache.v1 import inference_pb2 as pb
+
+ENGINE = ScriptedEngine(ScriptedSettings(), Slots(1, 1))
+CHAT = Chat((ChatMessage("system", "Be brief."), ChatMessage("user", "Why?")))
+
+
+async def read(chat: Chat, ids: Sequence[int], **wish: int) -> Retention | None:
+    request = pb.GenerateRequest(retention=pb.PrefixRetention(priority=7, **wish))
+    return await read_retention(request, chat, ids, ENGINE.tokenize)
+
+
+async def test_leading_messages_end_where_the_prompt_goes_on() -> None:
+    """What the template adds for an answer is not counted: the prompt has another turn there."""
+    ids = await ENGINE.tokenize(CHAT)
+    retention = await read(CHAT, ids, leading_messages=1)
+    assert retention == Retention(len("system: Be brief.\n"), 7, None)
+
+
+async def test_a_template_that_looks_back_gives_a_shorter_prefix() -> None:
+    """Where the whole prompt begins otherwise than its leading messages, only that much counts."""
+    ids = await ENGINE.tokenize(CHAT)
+    ids[3] = 0
+    retention = await read(CHAT, ids, leading_messages=1)
+    assert retention is not None
+    assert retention.prompt_tokens == 3
+
+
+async def test_no_number_means_the_whole_prompt() -> None:
+    """0 leading messages, or all of them with what asks for the answer."""
+    ids = await ENGINE.tokenize(CHAT)
+    for leading_messages in (0, 2):
+        retention = await read(CHAT, ids, leading_messages=leading_messages)
+        assert retention is not None
+        assert retention.prompt_tokens == len(ids)
+
+
+@pytest.mark.parametrize("prompt", ["text", (1, 2, 3)])
+async def test_no_wish_is_none(prompt: object) -> None:
+    """A request without the field retains nothing."""
+    assert await read_retention(pb.GenerateRequest(), prompt, (1,), ENGINE.tokenize) is None
