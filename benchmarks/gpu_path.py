@@ -109,25 +109,25 @@ async def direct(path: Front, shape: str, seeds: list[list[int]], max_tokens: in
     first_token_s: list[float] = []
     tokens = 0
 
-    async def one(seed: int) -> None:
+    async def one(ids: list[int]) -> None:
         nonlocal tokens
-        ids = prompt(seed, length)
         began, seen = time.monotonic(), 0
         request = GenerationRequest("direct", tuple(ids), max_tokens)
-        async for output in path.engine.generate(request, ids, 0, seed):
+        async for output in path.engine.generate(request, ids, 0, 0):
             count = len(output.outputs[0].token_ids)
             if count and not seen:
                 first_token_s.append(time.monotonic() - began)
             seen += count
         tokens += seen
 
-    async def row(each: list[int]) -> None:
-        for seed in each:
-            await one(seed)
+    async def row(each: list[list[int]]) -> None:
+        for ids in each:
+            await one(ids)
 
+    prompts = [[prompt(seed, length) for seed in each] for each in seeds]
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
-        for each in seeds:
+        for each in prompts:
             group.create_task(row(each))
     return Round(tokens / (time.monotonic() - began), first_token_s)
 

@@ -59,10 +59,11 @@ class Callers:
     async def streams(self, command: dict[str, Any]) -> dict[str, Any]:
         """Every row at once, the seeds of a row one after another."""
         tally = Tally()
+        rows = [[_request(seed, command) for seed in row] for row in command["rows"]]
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            for row in command["rows"]:
-                group.create_task(self._row(row, command, tally))
+            for row in rows:
+                group.create_task(self._row(row, tally))
         return {
             "began": began,
             "ended": time.monotonic(),
@@ -74,7 +75,7 @@ class Callers:
 
     async def cancel(self, command: dict[str, Any]) -> dict[str, Any]:
         """Leave a stream once it has a few tokens."""
-        call = self._call(command["seed"], command)
+        call = self._call(_request(command["seed"], command))
         tokens = 0
         async for event in call:
             tokens += len(event.delta.token_ids)
@@ -84,13 +85,13 @@ class Callers:
         call.cancel()
         return {"cancelled": cancelled, "tokens": tokens}
 
-    async def _row(self, seeds: list[int], command: dict[str, Any], tally: Tally) -> None:
-        for seed in seeds:
-            await self._stream(seed, command, tally)
+    async def _row(self, requests: list[pb.GenerateRequest], tally: Tally) -> None:
+        for request in requests:
+            await self._stream(request, tally)
 
-    async def _stream(self, seed: int, command: dict[str, Any], tally: Tally) -> None:
+    async def _stream(self, request: pb.GenerateRequest, tally: Tally) -> None:
         began, seen = time.monotonic(), 0
-        async for event in self._call(seed, command):
+        async for event in self._call(request):
             tally.messages += 1
             if event.HasField("finished"):
                 usage = event.finished.usage
@@ -102,12 +103,13 @@ class Callers:
             seen += count
         tally.tokens += seen
 
-    def _call(self, seed: int, command: dict[str, Any]) -> Any:
-        ids = prompt(seed, command["prompt_tokens"])
-        request = pb.GenerateRequest(
-            token_ids=pb.TokenIds(ids=ids), max_tokens=command["max_tokens"]
-        )
+    def _call(self, request: pb.GenerateRequest) -> Any:
         return next(self._stubs).Generate(request, metadata=self._metadata, timeout=_TIMEOUT_S)
+
+
+def _request(seed: int, command: dict[str, Any]) -> pb.GenerateRequest:
+    ids = prompt(seed, command["prompt_tokens"])
+    return pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), max_tokens=command["max_tokens"])
 
 
 async def serve(address: str, key: str) -> None:

@@ -16,6 +16,7 @@ from inference_svc.service import InferenceServicer
 from inference_svc.settings import WorkerSettings
 from inference_svc.slots import Slots
 from inference_svc.worker_service import WorkerServicer
+from observability.gpu_metrics import GpuMetrics
 from observability.metrics import QueueMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
@@ -72,6 +73,7 @@ async def serve_engine(
     inference = InferenceServicer(engine, settings, GenerationRecorder(telemetry), lifecycle)
     worker = WorkerServicer(engine, settings, lifecycle, ledger, epoch=uuid.uuid4().hex)
     QueueMetrics(telemetry.meter, "engine", lambda: engine.load_figures().waiting_sequences)
+    GpuMetrics(telemetry.meter, lambda: _gpu(engine))
 
     def register(server: grpc.aio.Server) -> None:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
@@ -109,6 +111,11 @@ def make_engine(settings: WorkerSettings) -> Engine:
 
     path = settings.model_path or weights.locate(DEFAULT_MODEL)
     return OpenVinoEngine(path, settings.model_name or DEFAULT_MODEL, settings.openvino, slots)
+
+
+def _gpu(engine: Engine) -> tuple[int, int, float] | None:
+    figures = engine.load_figures().gpu
+    return (figures.used_bytes, figures.total_bytes, figures.utilization) if figures else None
 
 
 def _make_vllm(settings: WorkerSettings, slots: Slots) -> Engine:

@@ -9,11 +9,13 @@ from observability.settings import PositiveSeconds, SettingsPart
 
 Count = Annotated[int, Field(ge=1)]
 Quantization = Literal[
-    "fp8", "awq", "awq_marlin", "gptq", "gptq_marlin", "compressed-tensors", "modelopt",
-    "modelopt_fp4", "bitsandbytes", "gguf",
+    "fp8", "fp8_per_tensor", "fp8_per_block", "int8_per_channel_weight_only", "mxfp8",
+    "awq", "awq_marlin", "gptq", "gptq_marlin", "compressed-tensors", "modelopt", "modelopt_fp4",
 ]  # fmt: skip
 # Nothing quantized in advance is on disk for these: the weights are cut down while loading.
-QUANTIZED_WHILE_LOADING = ("fp8", "bitsandbytes")
+QUANTIZED_WHILE_LOADING = (
+    "fp8", "fp8_per_tensor", "fp8_per_block", "int8_per_channel_weight_only", "mxfp8",
+)  # fmt: skip
 
 
 class SpeculativeSettings(SettingsPart):
@@ -67,7 +69,7 @@ class VllmSettings(SettingsPart):
     """No compilation and no CUDA graphs: a start in seconds, fewer tokens a second."""
     batch_invariant: bool = False
     """The same tokens whoever shares the batch (VLLM_BATCH_INVARIANT); slower, GPUs only."""
-    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = "auto"
+    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
     """What the weights are stored as; dummy: random ones, for benchmarks."""
     quantization: Quantization | None = None
     """How weights are quantized; unset: as the checkpoint says."""
@@ -114,10 +116,6 @@ def _clashes(settings: VllmSettings) -> list[str]:
         (
             quantization in {"awq", "gptq"} and dtype == "bfloat16",
             f"quantization {quantization} computes in float16, not in dtype bfloat16",
-        ),
-        (
-            settings.load_format == "gguf" and quantization not in {None, "gguf"},
-            f"load_format gguf does not go with quantization {quantization}",
         ),
         (
             settings.load_format == "dummy"

@@ -4,21 +4,9 @@ Optional: without nvidia-ml-py, without its driver, or without a GPU there are n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class GpuFigures:
-    """Of all GPUs together.
-
-    Attributes:
-        utilization: share of the last moments in which a kernel ran, 0 to 1; the mean.
-    """
-
-    used_bytes: int
-    total_bytes: int
-    utilization: float
+from inference_svc.engine import GpuFigures
 
 
 class GpuMeter:

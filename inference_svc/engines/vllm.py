@@ -176,8 +176,10 @@ class VllmEngine:
             waiting_sequences=self._slots.waiting,
             max_sequences=self._slots.max_sequences,
             waiting_prompt_tokens=self._slots.waiting_prompt_tokens,
-            kv_cache_usage=self._kv_cache_usage,
+            # vLLM says nothing after the last step, which an abort may have followed.
+            kv_cache_usage=self._kv_cache_usage if self._slots.running else 0.0,
             kv_blocks=self._kv_blocks or None,
+            gpu=self._gpus.read() if self._gpus is not None else None,
         )
 
     def silent_s(self) -> float:
@@ -422,7 +424,7 @@ def _check_device(kind: str, settings: VllmSettings) -> None:
     for name, on_gpu_only in (
         ("batch_invariant", settings.batch_invariant),
         ("kv_cache_dtype fp8", settings.kv_cache_dtype != "auto"),
-        ("quantization fp8", settings.quantization == "fp8"),
+        ("quantization fp8", (settings.quantization or "").startswith("fp8")),
     ):
         if on_gpu_only:
             raise SetupError(f"vllm.{name} needs a GPU, and vLLM runs on the CPU here")

@@ -44,6 +44,9 @@ class Subject:
     decode: Callable[[Sequence[int]], str]
     kv: KvLedger = field(default_factory=KvLedger)
 
+    async def settle(self) -> None:
+        """Return when everything the engine has told so far was heard."""
+
     async def ask(self, question: str, max_tokens: int = 24, **more: Any) -> "Answer":
         """Run one chat to its end."""
         async with self.engine.submit(await self.request(question, max_tokens, **more)) as deltas:

@@ -10,6 +10,7 @@ import pytest
 
 import router.serve
 from inference_svc.engines.vllm import VllmEngine
+from inference_svc.kv_events import KvEvent
 from inference_svc.kv_ledger import KvLedger
 from inference_svc.serve import serve_engine
 from inference_svc.settings import WorkerSettings
@@ -33,11 +34,15 @@ async def served(subject: VllmSubject, folder: Path) -> AsyncIterator[tuple[str,
     async with AsyncExitStack() as stack:
         telemetry = quiet_telemetry("sidecache-test")
         stack.push_async_callback(telemetry.aclose)
+        # A worker's ledger ends with its server; the engine's other listener stays.
         ledger = KvLedger()
-        for event in subject.kv_events:
+
+        def record(event: KvEvent) -> None:
             ledger.record(event)
-        subject.engine.listen_kv(ledger.record)
-        stack.callback(subject.engine.listen_kv, subject.kv_events.append)
+            subject.kv.record(event)
+
+        subject.engine.listen_kv(record)
+        stack.callback(subject.engine.listen_kv, subject.kv.record)
         settings = WorkerSettings(name="w1", engine="vllm", server=ServerSettings())
         worker = await stack.enter_async_context(
             serve_engine(subject.engine, settings, telemetry, ledger)

@@ -13,7 +13,6 @@ CLASHES: list[tuple[dict[str, Any], str]] = [
     ({"prefix_caching": False}, "kv_events needs prefix_caching"),
     ({"quantization": "awq", "dtype": "float32"}, "awq does not go with dtype float32"),
     ({"quantization": "gptq", "dtype": "bfloat16"}, "not in dtype bfloat16"),
-    ({"load_format": "gguf", "quantization": "awq"}, "load_format gguf"),
     ({"load_format": "dummy", "quantization": "awq"}, "no weights quantized as awq"),
     ({"load_format": "dummy", "adapters": {"a": Path("a")}}, "dummy does not go with adapters"),
     ({"speculative": {"method": "ngram"}, "pipeline_parallel": 2}, "pipeline_parallel above 1"),
