@@ -1,7 +1,7 @@
 """GPU figures where there is no GPU, and how they become metrics."""
 
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from inference_svc.engines.gpu_memory import GpuMeter
 from observability.gpu_metrics import GPU_MEMORY_USED, GPU_UTILIZATION, GpuMetrics
@@ -38,4 +38,5 @@ def _values(reader: InMemoryMetricReader) -> dict[str, float]:
         for scope in resource.scope_metrics
         for metric in scope.metrics
         for point in metric.data.data_points
+        if isinstance(point, NumberDataPoint)
     }
