@@ -71,11 +71,13 @@ class PagedCache:
 
     def unpin(self, names: Sequence[int]) -> None:
         """Let go of blocks in a prompt's order: the last becomes the first to be evicted."""
+        blocks, normal = self._blocks, self._idle[_NORMAL]
         for name in reversed(names):
-            block = self._blocks[name]
+            block = blocks[name]
             block.pins -= 1
             if not block.pins:
-                self._idle_class(block.priority)[name] = block
+                idle = self._idle_class(block.priority) if block.priority else normal
+                idle[name] = block
 
     def store(
         self, names: Sequence[int], parent: int | None, depth: int, tell: KvListener
@@ -93,13 +95,14 @@ class PagedCache:
         """
         new: list[int] = []
         evicted: list[int] = []
+        self._expire()
         count = 0
         for name in names:
             block = self._blocks.get(name)
             if block is None:
                 if len(self._blocks) >= self.capacity and not self._evict(evicted):
                     break
-                block = self._blocks[name] = _Block(name, depth + count, pins=1)
+                block = self._blocks[name] = _Block(name, depth + count, 1)
                 new.append(name)
             else:
                 self.pin((name,))
@@ -130,15 +133,16 @@ class PagedCache:
 
     def _evict(self, evicted: list[int]) -> bool:
         """Free one block; False: all are pinned."""
-        self._expire()
-        for priority in sorted(self._idle):
-            idle = self._idle[priority]
-            if idle:
-                name, _ = idle.popitem(last=False)
-                del self._blocks[name]
-                evicted.append(name)
-                return True
-        return False
+        idle = self._idle[_NORMAL]
+        if not idle:
+            lowest = min((each for each, blocks in self._idle.items() if blocks), default=_NORMAL)
+            idle = self._idle[lowest]
+        if not idle:
+            return False
+        name, _ = idle.popitem(last=False)
+        del self._blocks[name]
+        evicted.append(name)
+        return True
 
     def _expire(self) -> None:
         """Make blocks whose time is over normal ones, as if used just now."""

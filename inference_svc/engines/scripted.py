@@ -127,7 +127,9 @@ class ScriptedEngine:
             running_sequences=self._slots.running,
             waiting_sequences=self._slots.waiting,
             max_sequences=self._slots.max_sequences,
-            waiting_prompt_tokens=self._slots.waiting_prompt_tokens,
+            waiting_prompt_tokens=(
+                self._slots.waiting_prompt_tokens + self._prefills.waiting_prompt_tokens
+            ),
             kv_cache_usage=self._cache.pinned / self._cache.capacity,
             kv_blocks=self._cache.capacity,
         )

@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from benchmarks.otlp_sink import Received, otlp_sink
 from chaos.process import ServiceProcess
+from observability import names
 from sidecache.client import SidecacheClient, Source
 from tests.fixtures.stack import KEYS, write_keys
 
@@ -132,6 +133,12 @@ async def test_a_request_is_one_trace(tmp_path: Path, minilm_path: Path) -> None
         spans = await trace_of(parts, answer.trace_id, f"router server: {GENERATE}")
     assert all(node.ended for node in spans)
     assert not [node for node in spans if "canary" in node.attributes]
+    cache_read = names.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS
+    assert {node.title for node in spans if cache_read in node.attributes} == {
+        "caller client: chat",
+        f"router server: {GENERATE}",
+        "worker internal: chat scripted",
+    }
     titles = {node.span_id: node.title for node in spans}
     assert len(titles) == len(spans), "a span was exported twice"
     parents = {node.title: titles.get(node.parent_id, "nobody") for node in spans}

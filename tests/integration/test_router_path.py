@@ -43,6 +43,21 @@ async def test_a_miss_comes_from_a_worker_and_the_same_again_from_the_cache(
         assert again.usage.completion_tokens == 40
 
 
+async def test_cached_prompt_tokens_are_the_engines_and_never_a_replays(tmp_path: Path) -> None:
+    """A generation says what its worker had cached; the stored answer says nothing of it."""
+    async with scripted_stack(tmp_path) as stack:
+        bypass = CacheControl(mode=pb.CACHE_MODE_BYPASS)
+        prompt = "a long prompt that fills more than a block or two " * 3
+        cold = await stack.client.complete(prompt, max_tokens=2, cache=bypass)
+        warm = await stack.client.complete(prompt, max_tokens=2)
+        replayed = await hit(stack.client, prompt, max_tokens=2)
+    assert cold.usage.cached_prompt_tokens == 0
+    assert cold.usage.HasField("cached_prompt_tokens")
+    assert warm.usage.cached_prompt_tokens == warm.usage.prompt_tokens // 32 * 32 > 0
+    assert not warm.usage.cached_prompt_tokens_estimated
+    assert not replayed.usage.HasField("cached_prompt_tokens")
+
+
 async def test_a_hit_is_replayed_as_a_stream(tmp_path: Path) -> None:
     """A stored answer comes in several messages with contiguous offsets."""
     async with scripted_stack(tmp_path) as stack:

@@ -67,13 +67,15 @@ async def test_an_answer_over_grpc(channel: grpc.aio.Channel) -> None:
         offset += len(delta.token_ids)
     usage = events[-1].finished.usage
     assert usage.completion_tokens == offset
-    assert not usage.HasField("cached_prompt_tokens")
+    assert usage.HasField("cached_prompt_tokens")
+    assert usage.cached_prompt_tokens_estimated
     stub: Any = WorkerServiceStub(channel)
     model = await stub.GetModel(worker_pb2.GetModelRequest(include_files=True))
     assert events[0].started.model_revision == model.revision
     assert {file.name for file in model.tokenizer_files} == {
         "tokenizer.json",
         "chat_template.jinja",
+        "tokenizer_config.json",
     }
     assert (model.context_length, model.vocabulary_size) == (8192, 49152)
 

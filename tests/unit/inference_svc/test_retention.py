@@ -15,8 +15,9 @@ ENGINE = ScriptedEngine(ScriptedSettings(), Slots(1, 1))
 CHAT = Chat((ChatMessage("system", "Be brief."), ChatMessage("user", "Why?")))
 
 
-async def read(chat: Chat, ids: Sequence[int], **wish: int) -> Retention | None:
-    request = pb.GenerateRequest(retention=pb.PrefixRetention(priority=7, **wish))
+async def read(chat: Chat, ids: Sequence[int], leading_messages: int) -> Retention | None:
+    wish = pb.PrefixRetention(priority=7, leading_messages=leading_messages)
+    request = pb.GenerateRequest(retention=wish)
     return await read_retention(request, chat, ids, ENGINE.tokenize)
 
 
