@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from inference_svc.slots import Slots
 from inference_svc.vllm_settings import VllmSettings
 from observability.settings import TelemetrySettings
 from observability.telemetry import Telemetry
-from sidecache.kv_blocks import BlockHasher, unpack_hashes
+from sidecache.kv_blocks import unpack_hashes
 from sidecache.v1 import worker_pb2 as worker_pb
 from sidecache.v1 import worker_pb2_grpc
 
@@ -81,7 +81,6 @@ class Front:
     engine: VllmEngine
     worker: str
     callers: asyncio.subprocess.Process
-    options: dict[str, Any] = field(default_factory=dict)
 
     async def ask(self, **command: Any) -> dict[str, Any]:
         """Have the callers do something."""
@@ -206,6 +205,8 @@ async def prefixes(path: Front, shape: str) -> dict[str, Any]:
     cold: list[float] = []
     warm: list[float] = []
     cached: list[int | None] = []
+    # Tenants have salts of their own, so new names are counted and not compared.
+    before = await told_blocks(path)
     seeds = [next(_seeds) for _ in range(5)]
     for seed in seeds:
         for times, tokens in ((cold, 2), (warm, 3)):  # another length: no exact hit
@@ -214,38 +215,33 @@ async def prefixes(path: Front, shape: str) -> dict[str, Any]:
             )
             times.extend(done["first_token_s"])
         cached += done["cached_prompt_tokens"]
-    seen, wanted = await told_blocks(path, seeds, length)
+    after = await told_blocks(path)
     return {
         "prefix_prompt_tokens": length,
         "ttft_cold_p50_ms": round(median(cold) * 1e3, 2),
         "ttft_warm_p50_ms": round(median(warm) * 1e3, 2),
         "cached_prompt_tokens": cached,
-        "kv_blocks_seen_over_grpc": seen,
-        "kv_blocks_of_the_prompts": wanted,
+        "new_kv_blocks_over_grpc": None if after is None or before is None else len(after - before),
+        "kv_blocks_of_the_prompts": len(seeds) * (length // path.engine.facts.block_size),
     }
 
 
-async def told_blocks(path: Front, seeds: list[int], length: int) -> tuple[int | None, int]:
-    """Of the prompts' blocks, how many the worker says it holds; None: it does not say."""
-    hasher = BlockHasher(path.engine.facts.block_size)
+async def told_blocks(path: Front) -> set[int] | None:
+    """Names of the blocks that the worker's gRPC says it holds; None: it does not say."""
+    held: set[int] = set()
     async with grpc.aio.insecure_channel(path.worker) as channel:
-        salt = path.options.get("salt", "")
-        hasher = BlockHasher(path.engine.facts.block_size, salt=salt)
-        wanted = {name for seed in seeds for name in hasher.hashes(prompt(seed, length))}
         call = worker_pb2_grpc.WorkerServiceStub(channel).SubscribeKvEvents(
             worker_pb.SubscribeKvEventsRequest(), timeout=5
         )
-        held: set[int] = set()
         try:
             async for event in call:
                 held.update(unpack_hashes(event.snapshot.block_hashes))
-                if event.HasField("snapshot") and not event.snapshot.more:
+                if not event.snapshot.more:
                     break
         except grpc.aio.AioRpcError as error:
             say(f"no KV events over gRPC: {error.code().name} {error.details()}")
-            return None, len(wanted)
-    say(f"the worker tells of {len(held)} blocks")
-    return len(held & wanted) or len(held), len(wanted)
+            return None
+    return held
 
 
 @asynccontextmanager
