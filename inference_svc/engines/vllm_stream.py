@@ -162,10 +162,9 @@ class VllmStream:
         prompt = [*self._request.prompt_token_ids]
         if self._request.continuation is not None:
             prompt += self._request.continuation.token_ids
-        outputs = self._batch.generate(
-            self._request, prompt, choice.num_tokens, self._seed + choice.index
-        )
+        seed = self._seed + choice.index
         try:
+            outputs = self._batch.generate(self._request, prompt, choice.num_tokens, seed)
             async with aclosing(outputs):
                 async for output in outputs:
                     step = self._batch.read(output, self._request.logprobs)

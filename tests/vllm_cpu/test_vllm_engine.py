@@ -17,7 +17,7 @@ from inference_svc.engine import FinishReason, GenerationRequest, Guided, Sampli
 from inference_svc.engines.vllm import VllmEngine
 from inference_svc.slots import Slots
 from inference_svc.vllm_settings import VllmSettings
-from sidecache.errors import EngineFailed, SetupError
+from sidecache.errors import EngineFailed, InvalidRequest, SetupError
 from sidecache.kv_blocks import BlockHasher
 from tests.contract.engines import Answer, collect
 from tests.fixtures.tiny_llama import ADAPTER
@@ -135,7 +135,7 @@ async def test_the_best_others_come_with_the_chosen(vllm_subject: VllmSubject) -
         assert token_id not in [other for other, _ in logprob.top]
         values = [value for _, value in logprob.top]
         assert values == sorted(values, reverse=True)
-        assert logprob.logprob >= values[0]
+        assert logprob.logprob >= values[0]  # greedy: the chosen one is the best of all
 
 
 async def test_cancel_takes_one_step(vllm_subject: VllmSubject) -> None:
@@ -187,6 +187,14 @@ async def test_higher_priority_waits_less(vllm_subject: VllmSubject) -> None:
         for stream in streams:
             await stream.__aexit__(None, None, None)
     assert order == ["high", "low"]
+
+
+async def test_what_vllm_refuses_is_an_invalid_request(vllm_subject: VllmSubject) -> None:
+    """A value that only vLLM objects to ends the stream, says why and frees the slot."""
+    for more in ({"sampling": Sampling(presence_penalty=9)}, {"logprobs": 90}):
+        with pytest.raises(InvalidRequest, match="the engine refuses it"):
+            await run(vllm_subject, prompt(15, 5), **more)
+    assert not vllm_subject.engine.load_figures().running_sequences
 
 
 async def test_sampling_without_a_seed_differs(vllm_subject: VllmSubject) -> None:
