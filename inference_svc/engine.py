@@ -210,6 +210,19 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuFigures:
+    """Of all the GPUs of an engine together.
+
+    Attributes:
+        utilization: share of the last moments in which a kernel ran, 0 to 1; the mean.
+    """
+
+    used_bytes: int
+    total_bytes: int
+    utilization: float
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
     """How busy an engine is now.
 
@@ -217,6 +230,7 @@ class EngineLoad:
         kv_cache_usage: share of KV blocks in use, 0 to 1; None if the engine
             does not say. Blocks kept for reuse alone are not in use.
         kv_blocks: what the KV cache can hold; None if the engine does not say.
+        gpu: None without one, or without its driver's word.
     """
 
     running_sequences: int
@@ -225,6 +239,7 @@ class EngineLoad:
     waiting_prompt_tokens: int
     kv_cache_usage: float | None = None
     kv_blocks: int | None = None
+    gpu: GpuFigures | None = None
 
 
 class Engine(Protocol):

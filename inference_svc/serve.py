@@ -16,10 +16,12 @@ from inference_svc.service import InferenceServicer
 from inference_svc.settings import WorkerSettings
 from inference_svc.slots import Slots
 from inference_svc.worker_service import WorkerServicer
+from observability.gpu_metrics import GpuMetrics
 from observability.metrics import QueueMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from sidecache import weights
+from sidecache.errors import SetupError
 from sidecache.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -71,6 +73,7 @@ async def serve_engine(
     inference = InferenceServicer(engine, settings, GenerationRecorder(telemetry), lifecycle)
     worker = WorkerServicer(engine, settings, lifecycle, ledger, epoch=uuid.uuid4().hex)
     QueueMetrics(telemetry.meter, "engine", lambda: engine.load_figures().waiting_sequences)
+    GpuMetrics(telemetry.meter, lambda: _gpu(engine))
 
     def register(server: grpc.aio.Server) -> None:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
@@ -101,11 +104,30 @@ def make_engine(settings: WorkerSettings) -> Engine:
         from inference_svc.engines.scripted import ScriptedEngine  # noqa: PLC0415 - only if chosen
 
         return ScriptedEngine(settings.scripted, slots, settings.model_name)
+    if settings.engine == "vllm":
+        return _make_vllm(settings, slots)
     # A scripted worker must not pay for the tokenizer's and OpenVINO's libraries.
     from inference_svc.engines.openvino import OpenVinoEngine  # noqa: PLC0415
 
     path = settings.model_path or weights.locate(DEFAULT_MODEL)
     return OpenVinoEngine(path, settings.model_name or DEFAULT_MODEL, settings.openvino, slots)
+
+
+def _gpu(engine: Engine) -> tuple[int, int, float] | None:
+    figures = engine.load_figures().gpu
+    return (figures.used_bytes, figures.total_bytes, figures.utilization) if figures else None
+
+
+def _make_vllm(settings: WorkerSettings, slots: Slots) -> Engine:
+    from inference_svc.engines.vllm import VllmEngine  # noqa: PLC0415 - only if chosen
+
+    if settings.model_path is None:
+        raise SetupError(
+            "engine vllm needs model_path (SIDECACHE_WORKER_MODEL_PATH): a folder with "
+            "config.json, tokenizer.json and *.safetensors"
+        )
+    name = settings.model_name or settings.model_path.name
+    return VllmEngine(settings.model_path, name, settings.vllm, slots)
 
 
 async def _watch_engine(engine: Engine, lifecycle: Lifecycle, running: RunningServer) -> None:

@@ -14,11 +14,12 @@ class Slot:
     sequences: int
     prompt_tokens: int
     granted: asyncio.Future[None] = field(repr=False)
+    priority: int = 0
     released: bool = False
 
 
 class Slots:
-    """First come, first served; whoever does not fit waits, up to a limit.
+    """Higher priority first, then first come; whoever does not fit waits, up to a limit.
 
     Args:
         max_sequences: sequences that run at once.
@@ -48,17 +49,19 @@ class Slots:
         """Prompt tokens of the requests that wait."""
         return sum(slot.prompt_tokens for slot in self._waiting)
 
-    def request(self, sequences: int, prompt_tokens: int) -> Slot:
+    def request(self, sequences: int, prompt_tokens: int, priority: int = 0) -> Slot:
         """Ask for a slot without waiting: it may be granted already, or queued.
 
         Args:
             sequences: at most ``max_sequences``, or it would wait for ever.
             prompt_tokens: counted for as long as it waits.
+            priority: waits before everything lower; of an engine without, always 0.
 
         Raises:
             Overloaded: the queue is full.
         """
-        slot = Slot(sequences, prompt_tokens, asyncio.get_running_loop().create_future())
+        granted = asyncio.get_running_loop().create_future()
+        slot = Slot(sequences, prompt_tokens, granted, priority)
         if not self._waiting and self._fits(slot):
             self._grant(slot)
         elif len(self._waiting) >= self._max_waiting:
@@ -68,7 +71,7 @@ class Slots:
                 retry_after_s=self._retry_after_s,
             )
         else:
-            self._waiting.append(slot)
+            self._waiting.insert(self._place(priority), slot)
         return slot
 
     def release(self, slot: Slot) -> None:
@@ -83,6 +86,13 @@ class Slots:
             self._waiting.remove(slot)
         while self._waiting and self._fits(self._waiting[0]):
             self._grant(self._waiting.popleft())
+
+    def _place(self, priority: int) -> int:
+        """Behind everyone who waits with at least this priority."""
+        place = len(self._waiting)
+        while place and self._waiting[place - 1].priority < priority:
+            place -= 1
+        return place
 
     def _fits(self, slot: Slot) -> bool:
         return self._running + slot.sequences <= self.max_sequences

@@ -59,6 +59,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         context: Context,
     ) -> pb.GetLoadResponse:
         load = self._engine.load_figures()
+        gpu = load.gpu
         return pb.GetLoadResponse(
             epoch=self._epoch,
             running_sequences=load.running_sequences,
@@ -68,6 +69,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             waiting_prompt_tokens=load.waiting_prompt_tokens,
             draining=self._lifecycle.draining,
             kv_blocks=load.kv_blocks,
+            gpu_memory_used_bytes=gpu.used_bytes if gpu else None,
+            gpu_memory_total_bytes=gpu.total_bytes if gpu else None,
+            gpu_utilization=gpu.utilization if gpu else None,
         )
 
     async def Drain(

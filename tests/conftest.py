@@ -1,10 +1,16 @@
 """What every room's tests share: the pinned weights, fetched once."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 
 from sidecache import weights
+
+if TYPE_CHECKING:
+    from tests.contract.engines import Subject
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +23,20 @@ def smollm2_path() -> Path:
 def minilm_path() -> Path:
     """The real embedder, all-MiniLM-L6-v2 in int8, as an ONNX file."""
     return weights.pull("minilm-l6-v2-int8")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with random weights, as a checkpoint folder."""
+    from tests.fixtures.tiny_llama import write_tiny_llama  # noqa: PLC0415 - numpy, only if used
+
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama", smollm2_path)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm_subject(tiny_llama: Path) -> AsyncIterator["Subject"]:
+    """One vLLM for all tests: it takes most of a minute to start."""
+    from tests.fixtures.vllm import vllm  # noqa: PLC0415 - an environment of its own
+
+    async with vllm(tiny_llama) as subject:
+        yield subject

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sidecache/v1/worker.proto\x12\x0csidecache.v1\x1a\x1egoogle/protobuf/duration.proto\"(\n\x0fGetModelRequest\x12\x15\n\rinclude_files\x18\x01 \x01(\x08\"\xf4\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x14\n\x0c\x65ngine_build\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x06 \x01(\r\x12\x12\n\nblock_size\x18\x07 \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x08 \x01(\t\x12!\n\x19\x63hat_template_fingerprint\x18\t \x01(\t\x12\x30\n\x0ftokenizer_files\x18\n \x03(\x0b\x32\x17.sidecache.v1.ModelFile\x12\r\n\x05\x65poch\x18\x0b \x01(\t\x12\x0e\n\x06worker\x18\x0c \x01(\t\x12\x30\n\x0c\x63\x61pabilities\x18\r \x01(\x0b\x32\x1a.sidecache.v1.Capabilities\x12\x10\n\x08\x61\x64\x61pters\x18\x0e \x03(\t\"*\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\x8c\x02\n\x0c\x43\x61pabilities\x12\x17\n\x0fguided_decoding\x18\x01 \x01(\x08\x12\x10\n\x08logprobs\x18\x02 \x01(\x08\x12\x17\n\x0fseeded_sampling\x18\x03 \x01(\x08\x12\x12\n\npriorities\x18\x04 \x01(\x08\x12\x13\n\x0bmax_choices\x18\x05 \x01(\r\x12\x18\n\x10max_top_logprobs\x18\x06 \x01(\r\x12\x11\n\tkv_events\x18\x07 \x01(\x08\x12\x12\n\ncache_salt\x18\x08 \x01(\x08\x12\x11\n\tretention\x18\t \x01(\x08\x12\x1f\n\x17\x63\x61\x63hed_tokens_estimated\x18\n \x01(\x08\x12\x1a\n\x12\x65xact_continuation\x18\x0b \x01(\x08\"\x10\n\x0eGetLoadRequest\"\xf4\x01\n\x0fGetLoadResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x19\n\x11running_sequences\x18\x02 \x01(\r\x12\x19\n\x11waiting_sequences\x18\x03 \x01(\r\x12\x15\n\rmax_sequences\x18\x04 \x01(\r\x12\x1b\n\x0ekv_cache_usage\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x1d\n\x15waiting_prompt_tokens\x18\x06 \x01(\x04\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x16\n\tkv_blocks\x18\x08 \x01(\x04H\x01\x88\x01\x01\x42\x11\n\x0f_kv_cache_usageB\x0c\n\n_kv_blocks\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"(\n\rDrainResponse\x12\x17\n\x0f\x61\x62orted_streams\x18\x01 \x01(\r\"A\n\x18SubscribeKvEventsRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x16\n\x0estart_sequence\x18\x02 \x01(\x04\"\x86\x02\n\x19SubscribeKvEventsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12,\n\x08snapshot\x18\x03 \x01(\x0b\x32\x18.sidecache.v1.KvSnapshotH\x00\x12.\n\x06stored\x18\x04 \x01(\x0b\x32\x1c.sidecache.v1.KvBlocksStoredH\x00\x12\x30\n\x07removed\x18\x05 \x01(\x0b\x32\x1d.sidecache.v1.KvBlocksRemovedH\x00\x12/\n\x07\x63leared\x18\x06 \x01(\x0b\x32\x1c.sidecache.v1.KvCacheClearedH\x00\x42\x07\n\x05\x65vent\"0\n\nKvSnapshot\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x0c\n\x04more\x18\x02 \x01(\x08\";\n\x0eKvBlocksStored\x12\x13\n\x0bparent_hash\x18\x01 \x01(\x0c\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x01(\x0c\"\'\n\x0fKvBlocksRemoved\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\"\x10\n\x0eKvCacheCleared2\xcc\x02\n\rWorkerService\x12I\n\x08GetModel\x12\x1d.sidecache.v1.GetModelRequest\x1a\x1e.sidecache.v1.GetModelResponse\x12\x46\n\x07GetLoad\x12\x1c.sidecache.v1.GetLoadRequest\x1a\x1d.sidecache.v1.GetLoadResponse\x12@\n\x05\x44rain\x12\x1a.sidecache.v1.DrainRequest\x1a\x1b.sidecache.v1.DrainResponse\x12\x66\n\x11SubscribeKvEvents\x12&.sidecache.v1.SubscribeKvEventsRequest\x1a\'.sidecache.v1.SubscribeKvEventsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sidecache/v1/worker.proto\x12\x0csidecache.v1\x1a\x1egoogle/protobuf/duration.proto\"(\n\x0fGetModelRequest\x12\x15\n\rinclude_files\x18\x01 \x01(\x08\"\xf4\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x14\n\x0c\x65ngine_build\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x06 \x01(\r\x12\x12\n\nblock_size\x18\x07 \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x08 \x01(\t\x12!\n\x19\x63hat_template_fingerprint\x18\t \x01(\t\x12\x30\n\x0ftokenizer_files\x18\n \x03(\x0b\x32\x17.sidecache.v1.ModelFile\x12\r\n\x05\x65poch\x18\x0b \x01(\t\x12\x0e\n\x06worker\x18\x0c \x01(\t\x12\x30\n\x0c\x63\x61pabilities\x18\r \x01(\x0b\x32\x1a.sidecache.v1.Capabilities\x12\x10\n\x08\x61\x64\x61pters\x18\x0e \x03(\t\"*\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\x8c\x02\n\x0c\x43\x61pabilities\x12\x17\n\x0fguided_decoding\x18\x01 \x01(\x08\x12\x10\n\x08logprobs\x18\x02 \x01(\x08\x12\x17\n\x0fseeded_sampling\x18\x03 \x01(\x08\x12\x12\n\npriorities\x18\x04 \x01(\x08\x12\x13\n\x0bmax_choices\x18\x05 \x01(\r\x12\x18\n\x10max_top_logprobs\x18\x06 \x01(\r\x12\x11\n\tkv_events\x18\x07 \x01(\x08\x12\x12\n\ncache_salt\x18\x08 \x01(\x08\x12\x11\n\tretention\x18\t \x01(\x08\x12\x1f\n\x17\x63\x61\x63hed_tokens_estimated\x18\n \x01(\x08\x12\x1a\n\x12\x65xact_continuation\x18\x0b \x01(\x08\"\x10\n\x0eGetLoadRequest\"\xa4\x03\n\x0fGetLoadResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x19\n\x11running_sequences\x18\x02 \x01(\r\x12\x19\n\x11waiting_sequences\x18\x03 \x01(\r\x12\x15\n\rmax_sequences\x18\x04 \x01(\r\x12\x1b\n\x0ekv_cache_usage\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x1d\n\x15waiting_prompt_tokens\x18\x06 \x01(\x04\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x16\n\tkv_blocks\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\"\n\x15gpu_memory_used_bytes\x18\t \x01(\x04H\x02\x88\x01\x01\x12#\n\x16gpu_memory_total_bytes\x18\n \x01(\x04H\x03\x88\x01\x01\x12\x1c\n\x0fgpu_utilization\x18\x0b \x01(\x02H\x04\x88\x01\x01\x42\x11\n\x0f_kv_cache_usageB\x0c\n\n_kv_blocksB\x18\n\x16_gpu_memory_used_bytesB\x19\n\x17_gpu_memory_total_bytesB\x12\n\x10_gpu_utilization\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"(\n\rDrainResponse\x12\x17\n\x0f\x61\x62orted_streams\x18\x01 \x01(\r\"A\n\x18SubscribeKvEventsRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x16\n\x0estart_sequence\x18\x02 \x01(\x04\"\x86\x02\n\x19SubscribeKvEventsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12,\n\x08snapshot\x18\x03 \x01(\x0b\x32\x18.sidecache.v1.KvSnapshotH\x00\x12.\n\x06stored\x18\x04 \x01(\x0b\x32\x1c.sidecache.v1.KvBlocksStoredH\x00\x12\x30\n\x07removed\x18\x05 \x01(\x0b\x32\x1d.sidecache.v1.KvBlocksRemovedH\x00\x12/\n\x07\x63leared\x18\x06 \x01(\x0b\x32\x1c.sidecache.v1.KvCacheClearedH\x00\x42\x07\n\x05\x65vent\"0\n\nKvSnapshot\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x0c\n\x04more\x18\x02 \x01(\x08\";\n\x0eKvBlocksStored\x12\x13\n\x0bparent_hash\x18\x01 \x01(\x0c\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x01(\x0c\"\'\n\x0fKvBlocksRemoved\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\"\x10\n\x0eKvCacheCleared2\xcc\x02\n\rWorkerService\x12I\n\x08GetModel\x12\x1d.sidecache.v1.GetModelRequest\x1a\x1e.sidecache.v1.GetModelResponse\x12\x46\n\x07GetLoad\x12\x1c.sidecache.v1.GetLoadRequest\x1a\x1d.sidecache.v1.GetLoadResponse\x12@\n\x05\x44rain\x12\x1a.sidecache.v1.DrainRequest\x1a\x1b.sidecache.v1.DrainResponse\x12\x66\n\x11SubscribeKvEvents\x12&.sidecache.v1.SubscribeKvEventsRequest\x1a\'.sidecache.v1.SubscribeKvEventsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,23 +43,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETLOADREQUEST']._serialized_start=807
   _globals['_GETLOADREQUEST']._serialized_end=823
   _globals['_GETLOADRESPONSE']._serialized_start=826
-  _globals['_GETLOADRESPONSE']._serialized_end=1070
-  _globals['_DRAINREQUEST']._serialized_start=1072
-  _globals['_DRAINREQUEST']._serialized_end=1128
-  _globals['_DRAINRESPONSE']._serialized_start=1130
-  _globals['_DRAINRESPONSE']._serialized_end=1170
-  _globals['_SUBSCRIBEKVEVENTSREQUEST']._serialized_start=1172
-  _globals['_SUBSCRIBEKVEVENTSREQUEST']._serialized_end=1237
-  _globals['_SUBSCRIBEKVEVENTSRESPONSE']._serialized_start=1240
-  _globals['_SUBSCRIBEKVEVENTSRESPONSE']._serialized_end=1502
-  _globals['_KVSNAPSHOT']._serialized_start=1504
-  _globals['_KVSNAPSHOT']._serialized_end=1552
-  _globals['_KVBLOCKSSTORED']._serialized_start=1554
-  _globals['_KVBLOCKSSTORED']._serialized_end=1613
-  _globals['_KVBLOCKSREMOVED']._serialized_start=1615
-  _globals['_KVBLOCKSREMOVED']._serialized_end=1654
-  _globals['_KVCACHECLEARED']._serialized_start=1656
-  _globals['_KVCACHECLEARED']._serialized_end=1672
-  _globals['_WORKERSERVICE']._serialized_start=1675
-  _globals['_WORKERSERVICE']._serialized_end=2007
+  _globals['_GETLOADRESPONSE']._serialized_end=1246
+  _globals['_DRAINREQUEST']._serialized_start=1248
+  _globals['_DRAINREQUEST']._serialized_end=1304
+  _globals['_DRAINRESPONSE']._serialized_start=1306
+  _globals['_DRAINRESPONSE']._serialized_end=1346
+  _globals['_SUBSCRIBEKVEVENTSREQUEST']._serialized_start=1348
+  _globals['_SUBSCRIBEKVEVENTSREQUEST']._serialized_end=1413
+  _globals['_SUBSCRIBEKVEVENTSRESPONSE']._serialized_start=1416
+  _globals['_SUBSCRIBEKVEVENTSRESPONSE']._serialized_end=1678
+  _globals['_KVSNAPSHOT']._serialized_start=1680
+  _globals['_KVSNAPSHOT']._serialized_end=1728
+  _globals['_KVBLOCKSSTORED']._serialized_start=1730
+  _globals['_KVBLOCKSSTORED']._serialized_end=1789
+  _globals['_KVBLOCKSREMOVED']._serialized_start=1791
+  _globals['_KVBLOCKSREMOVED']._serialized_end=1830
+  _globals['_KVCACHECLEARED']._serialized_start=1832
+  _globals['_KVCACHECLEARED']._serialized_end=1848
+  _globals['_WORKERSERVICE']._serialized_start=1851
+  _globals['_WORKERSERVICE']._serialized_end=2183
 # @@protoc_insertion_point(module_scope)

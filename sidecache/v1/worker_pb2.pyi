@@ -208,6 +208,9 @@ class GetLoadResponse(_message.Message):
     WAITING_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     KV_BLOCKS_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    GPU_UTILIZATION_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     running_sequences: _builtins.int
     waiting_sequences: _builtins.int
@@ -218,6 +221,11 @@ class GetLoadResponse(_message.Message):
     draining: _builtins.bool
     kv_blocks: _builtins.int
     """Blocks the KV cache can hold. Unset: the engine does not say."""
+    gpu_memory_used_bytes: _builtins.int
+    """Of the worker's GPUs together, as their driver says. Unset: none, or no word."""
+    gpu_memory_total_bytes: _builtins.int
+    gpu_utilization: _builtins.float
+    """Share of the last moments in which a GPU computed, 0 to 1; the mean."""
     def __init__(
         self,
         *,
@@ -229,15 +237,30 @@ class GetLoadResponse(_message.Message):
         waiting_prompt_tokens: _builtins.int = ...,
         draining: _builtins.bool = ...,
         kv_blocks: _builtins.int | None = ...,
+        gpu_memory_used_bytes: _builtins.int | None = ...,
+        gpu_memory_total_bytes: _builtins.int | None = ...,
+        gpu_utilization: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_blocks", b"_kv_blocks", "_kv_cache_usage", b"_kv_cache_usage", "kv_blocks", b"kv_blocks", "kv_cache_usage", b"kv_cache_usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_total_bytes", b"_gpu_memory_total_bytes", "_gpu_memory_used_bytes", b"_gpu_memory_used_bytes", "_gpu_utilization", b"_gpu_utilization", "_kv_blocks", b"_kv_blocks", "_kv_cache_usage", b"_kv_cache_usage", "gpu_memory_total_bytes", b"gpu_memory_total_bytes", "gpu_memory_used_bytes", b"gpu_memory_used_bytes", "gpu_utilization", b"gpu_utilization", "kv_blocks", b"kv_blocks", "kv_cache_usage", b"kv_cache_usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_blocks", b"_kv_blocks", "_kv_cache_usage", b"_kv_cache_usage", "draining", b"draining", "epoch", b"epoch", "kv_blocks", b"kv_blocks", "kv_cache_usage", b"kv_cache_usage", "max_sequences", b"max_sequences", "running_sequences", b"running_sequences", "waiting_prompt_tokens", b"waiting_prompt_tokens", "waiting_sequences", b"waiting_sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_total_bytes", b"_gpu_memory_total_bytes", "_gpu_memory_used_bytes", b"_gpu_memory_used_bytes", "_gpu_utilization", b"_gpu_utilization", "_kv_blocks", b"_kv_blocks", "_kv_cache_usage", b"_kv_cache_usage", "draining", b"draining", "epoch", b"epoch", "gpu_memory_total_bytes", b"gpu_memory_total_bytes", "gpu_memory_used_bytes", b"gpu_memory_used_bytes", "gpu_utilization", b"gpu_utilization", "kv_blocks", b"kv_blocks", "kv_cache_usage", b"kv_cache_usage", "max_sequences", b"max_sequences", "running_sequences", b"running_sequences", "waiting_prompt_tokens", b"waiting_prompt_tokens", "waiting_sequences", b"waiting_sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gpu_memory_total_bytes: _TypeAlias = _typing.Literal["gpu_memory_total_bytes"]  # noqa: Y015
+    _WhichOneofArgType__gpu_memory_total_bytes: _TypeAlias = _typing.Literal["_gpu_memory_total_bytes", b"_gpu_memory_total_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__gpu_memory_used_bytes: _TypeAlias = _typing.Literal["gpu_memory_used_bytes"]  # noqa: Y015
+    _WhichOneofArgType__gpu_memory_used_bytes: _TypeAlias = _typing.Literal["_gpu_memory_used_bytes", b"_gpu_memory_used_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__gpu_utilization: _TypeAlias = _typing.Literal["gpu_utilization"]  # noqa: Y015
+    _WhichOneofArgType__gpu_utilization: _TypeAlias = _typing.Literal["_gpu_utilization", b"_gpu_utilization"]  # noqa: Y015
     _WhichOneofReturnType__kv_blocks: _TypeAlias = _typing.Literal["kv_blocks"]  # noqa: Y015
     _WhichOneofArgType__kv_blocks: _TypeAlias = _typing.Literal["_kv_blocks", b"_kv_blocks"]  # noqa: Y015
     _WhichOneofReturnType__kv_cache_usage: _TypeAlias = _typing.Literal["kv_cache_usage"]  # noqa: Y015
     _WhichOneofArgType__kv_cache_usage: _TypeAlias = _typing.Literal["_kv_cache_usage", b"_kv_cache_usage"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_memory_total_bytes) -> _WhichOneofReturnType__gpu_memory_total_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_memory_used_bytes) -> _WhichOneofReturnType__gpu_memory_used_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_utilization) -> _WhichOneofReturnType__gpu_utilization | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_blocks) -> _WhichOneofReturnType__kv_blocks | None: ...
     @_typing.overload

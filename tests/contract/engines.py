@@ -1,5 +1,6 @@
 """The engines that pass the contract suite, each ready to be asked."""
 
+import importlib.util
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,9 @@ class Subject:
     engine: Engine
     decode: Callable[[Sequence[int]], str]
     kv: KvLedger = field(default_factory=KvLedger)
+
+    async def settle(self) -> None:
+        """Return when everything the engine has told so far was heard."""
 
     async def ask(self, question: str, max_tokens: int = 24, **more: Any) -> "Answer":
         """Run one chat to its end."""
@@ -129,15 +133,31 @@ async def openvino(
     await engine.aclose()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session", params=["scripted", "openvino"])
-async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+# Each with the package it needs; the package vllm has an environment of its own.
+_ENGINES = {"scripted": "sidecache", "openvino": "openvino_genai", "vllm": "vllm"}
+INSTALLED = [name for name, package in _ENGINES.items() if importlib.util.find_spec(package)]
+
+
+@pytest.fixture(scope="session", params=INSTALLED)
+def subject(request: pytest.FixtureRequest) -> Subject:
     """Each engine in turn."""
-    if request.param == "scripted":
-        async with scripted() as engine:
-            yield engine
-    else:
-        async with openvino(request.getfixturevalue("smollm2_path")) as engine:
-            yield engine
+    chosen = request.getfixturevalue(f"{request.param}_subject")
+    assert isinstance(chosen, Subject)
+    return chosen
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def scripted_subject() -> AsyncIterator[Subject]:
+    """The scripted engine."""
+    async with scripted() as engine:
+        yield engine
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def openvino_subject(smollm2_path: Path) -> AsyncIterator[Subject]:
+    """The real model on OpenVINO."""
+    async with openvino(smollm2_path) as engine:
+        yield engine
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

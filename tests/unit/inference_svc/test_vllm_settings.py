@@ -1,0 +1,47 @@
+"""Settings of the vLLM engine that contradict each other are refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from inference_svc.settings import WorkerSettings
+from inference_svc.vllm_settings import VllmSettings
+
+CLASHES: list[tuple[dict[str, Any], str]] = [
+    ({"prefix_caching": False}, "kv_events needs prefix_caching"),
+    ({"quantization": "awq", "dtype": "float32"}, "awq does not go with dtype float32"),
+    ({"quantization": "gptq", "dtype": "bfloat16"}, "not in dtype bfloat16"),
+    ({"load_format": "dummy", "quantization": "awq"}, "no weights quantized as awq"),
+    ({"load_format": "dummy", "adapters": {"a": Path("a")}}, "dummy does not go with adapters"),
+    ({"speculative": {"method": "ngram"}, "pipeline_parallel": 2}, "pipeline_parallel above 1"),
+    ({"speculative": {"method": "ngram"}, "batch_invariant": True}, "batch_invariant"),
+    ({"speculative": {"method": "eagle3"}}, "eagle3 needs speculative.model"),
+    ({"speculative": {"method": "ngram", "model": "m"}}, "takes no speculative.model"),
+    ({"distributed_executor": "ray"}, "ray needs tensor_parallel or pipeline_parallel"),
+    ({"max_model_len": 16, "block_size": 32}, "max_model_len 16 is below block_size 32"),
+    ({"adapters": {"": Path("a")}}, "empty name"),
+]
+
+
+@pytest.mark.parametrize(("values", "named"), CLASHES)
+def test_a_clash_is_named(values: dict[str, Any], named: str) -> None:
+    """The refusal names both settings."""
+    with pytest.raises(ValidationError, match=named):
+        VllmSettings(**values)
+
+
+def test_the_defaults_stand_together() -> None:
+    """What nobody set is no contradiction."""
+    assert VllmSettings().kv_events
+
+
+def test_they_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As every setting of a worker, nested ones by __."""
+    monkeypatch.setenv("SIDECACHE_WORKER_ENGINE", "vllm")
+    monkeypatch.setenv("SIDECACHE_WORKER_VLLM__TENSOR_PARALLEL", "2")
+    monkeypatch.setenv("SIDECACHE_WORKER_VLLM__ADAPTERS", '{"law": "/models/law"}')
+    settings = WorkerSettings()
+    assert settings.vllm.tensor_parallel == 2
+    assert settings.vllm.adapters == {"law": Path("/models/law")}
