@@ -19,6 +19,7 @@ from observability.metrics import QueueMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from sidecache import weights
+from sidecache.errors import SetupError
 from sidecache.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -79,11 +80,22 @@ def make_engine(settings: WorkerSettings) -> Engine:
         from inference_svc.engines.scripted import ScriptedEngine  # noqa: PLC0415 - only if chosen
 
         return ScriptedEngine(settings.scripted, slots, settings.model_name)
+    if settings.engine == "tensorrt_llm":
+        return _make_tensorrt_llm(settings, slots)
     # A scripted worker must not pay for the tokenizer's and OpenVINO's libraries.
     from inference_svc.engines.openvino import OpenVinoEngine  # noqa: PLC0415
 
     path = settings.model_path or weights.locate(DEFAULT_MODEL)
     return OpenVinoEngine(path, settings.model_name or DEFAULT_MODEL, settings.openvino, slots)
+
+
+def _make_tensorrt_llm(settings: WorkerSettings, slots: Slots) -> Engine:
+    from inference_svc.engines.tensorrt_llm import TensorRtLlmEngine  # noqa: PLC0415 - only if chosen
+
+    if settings.model_path is None:
+        raise SetupError("the engine tensorrt_llm needs model_path: a checkpoint folder")
+    name = settings.model_name or settings.model_path.name
+    return TensorRtLlmEngine(settings.model_path, name, settings.tensorrt_llm, slots)
 
 
 async def _watch_engine(engine: Engine, lifecycle: Lifecycle, running: RunningServer) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings
 from observability.settings import (
     PositiveSeconds,
     Seconds,
@@ -70,12 +71,12 @@ class WorkerSettings(BaseSettings):
     """Where its traces, metrics and logs go."""
     name: Annotated[str, Field(min_length=1)] = "worker"
     """What the worker calls itself in `started` and to routers."""
-    engine: Literal["openvino", "scripted"] = "openvino"
+    engine: Literal["openvino", "scripted", "tensorrt_llm"] = "openvino"
     """What generates the tokens."""
     model_name: str = ""
-    """What requests call the model. Empty: smollm2-135m-instruct, or scripted."""
+    """What requests call the model. Empty: smollm2-135m-instruct, scripted, or the folder's name."""
     model_path: Path | None = None
-    """A GGUF file. Unset: what `sidecache pull` fetched."""
+    """A GGUF file, unset: what `sidecache pull` fetched; for tensorrt_llm a checkpoint folder."""
     max_sequences: Count = 16
     """Sequences generated at once."""
     max_waiting: Annotated[int, Field(ge=0)] = 64
@@ -98,3 +99,5 @@ class WorkerSettings(BaseSettings):
     """Of the scripted engine."""
     openvino: OpenVinoSettings = OpenVinoSettings()
     """Of the OpenVINO engine."""
+    tensorrt_llm: TensorRtLlmSettings = TensorRtLlmSettings()
+    """Of the TensorRT-LLM engine."""

@@ -5,12 +5,19 @@ from pathlib import Path
 import pytest
 
 from sidecache import weights
+from tests.fixtures.checkpoint import make_checkpoint
 
 
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The real model, SmolLM2-135M-Instruct, as a GGUF file."""
     return weights.pull("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with a real tokenizer and no weights."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), smollm2_path)
 
 
 @pytest.fixture(scope="session")

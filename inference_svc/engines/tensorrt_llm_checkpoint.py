@@ -36,7 +36,7 @@ _METHODS: dict[str, Quantization] = {
 _AMPERE, _ADA, _HOPPER = (8, 0), (8, 9), (9, 0)
 _BLACKWELL, _BLACKWELL_RTX = (10, 0), (12, 0)
 # Oldest and first too new compute capability: "Hardware Support Matrix" of
-# docs/source/features/quantization.md, version 1.4.0rc1.
+# docs/source/features/quantization.md, main branch before 1.4.
 _SUPPORTED: dict[Quantization, tuple[tuple[int, int], tuple[int, int] | None]] = {
     "fp8": (_ADA, None),
     "fp8_block_scales": (_HOPPER, _BLACKWELL_RTX),

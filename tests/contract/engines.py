@@ -20,10 +20,17 @@ from inference_svc.engine import (
 )
 from inference_svc.engines.gguf import read_gguf
 from inference_svc.engines.gguf_tokenizer import GgufTokenizer
+from inference_svc.engines.hf_tokenizer import HfTokenizer
 from inference_svc.engines.openvino import OpenVinoEngine
 from inference_svc.engines.scripted import ScriptedEngine, scripted_text
+from inference_svc.engines.tensorrt_llm import TensorRtLlmEngine
+from inference_svc.engines.tensorrt_llm_api import TensorRtLlmApi
 from inference_svc.settings import OpenVinoSettings, ScriptedSettings
 from inference_svc.slots import Slots
+from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings
+from tests.fakes.tensorrt_llm.llm import Script
+from tests.fakes.tensorrt_llm.modules import FakeTensorRtLlm
+from tests.fixtures.checkpoint import readable_tokens
 
 MAX_SEQUENCES = 10
 MAX_WAITING = 2
@@ -115,11 +122,39 @@ async def openvino(path: Path, slots: Slots | None = None) -> AsyncIterator[Subj
     await engine.aclose()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session", params=["scripted", "openvino"])
+@asynccontextmanager
+async def tensorrt_llm(
+    folder: Path,
+    script: Script | None = None,
+    settings: TensorRtLlmSettings | None = None,
+    slots: Slots | None = None,
+) -> AsyncIterator[Subject]:
+    """A TensorRT-LLM engine of its own, on the strict fake."""
+    fake = FakeTensorRtLlm(script or Script(tokens=readable_tokens(folder)))
+    engine = TensorRtLlmEngine(
+        folder,
+        "fake",
+        settings or TensorRtLlmSettings(seeded_sampling=True, max_top_logprobs=5),
+        slots or Slots(MAX_SEQUENCES, MAX_WAITING),
+        lambda: TensorRtLlmApi(fake.import_module),
+    )
+    try:
+        await engine.load()
+        yield Subject(engine, HfTokenizer(folder).decode)
+    finally:
+        await engine.aclose()
+
+
+@pytest_asyncio.fixture(
+    scope="session", loop_scope="session", params=["scripted", "openvino", "tensorrt_llm"]
+)
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     """Each engine in turn."""
     if request.param == "scripted":
         async with scripted() as engine:
+            yield engine
+    elif request.param == "tensorrt_llm":
+        async with tensorrt_llm(request.getfixturevalue("checkpoint_folder")) as engine:
             yield engine
     else:
         async with openvino(request.getfixturevalue("smollm2_path")) as engine:
