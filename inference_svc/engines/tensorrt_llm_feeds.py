@@ -53,6 +53,7 @@ class EngineFeeds:
         self._prompted = asyncio.Event()
         self._expected_since: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._closing = False
 
     def start(self) -> None:
         """Begin to listen; before the first prompt the engine has nothing to listen to."""
@@ -62,6 +63,7 @@ class EngineFeeds:
 
     async def aclose(self) -> None:
         """Stop listening. Safe to call twice."""
+        self._closing = True
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -79,7 +81,8 @@ class EngineFeeds:
 
     async def _repeat(self, read: Callable[[], Awaitable[None]]) -> None:
         await self._prompted.wait()
-        while True:
+        # asyncio.wait_for of Python 3.11, inside the library, may swallow a cancel.
+        while not self._closing:
             self._prompted.clear()
             try:
                 await read()
@@ -87,6 +90,8 @@ class EngineFeeds:
                 # A request that fails tells more; what is read here is worth no death.
                 logger.warning("listening to the engine failed: %r", error)
             self._check_silence()
+            if self._closing:
+                return
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await self._prompted.wait()
