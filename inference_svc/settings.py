@@ -74,7 +74,8 @@ class WorkerSettings(BaseSettings):
     engine: Literal["openvino", "scripted", "tensorrt_llm"] = "openvino"
     """What generates the tokens."""
     model_name: str = ""
-    """What requests call the model. Empty: smollm2-135m-instruct, scripted, or the folder's name."""
+    """What requests call the model. Empty: smollm2-135m-instruct, scripted, or the checkpoint's
+    folder."""
     model_path: Path | None = None
     """A GGUF file, unset: what `sidecache pull` fetched; for tensorrt_llm a checkpoint folder."""
     max_sequences: Count = 16

@@ -1,7 +1,8 @@
 """Settings of the TensorRT-LLM engine, and which of them clash.
 
 Every clash refused here is one that TensorRT-LLM's own sources state; the check names
-its source file, as of the main branch between 1.3 and 1.4.0rc1. What the sources call untested is only logged.
+its source file, as of the main branch between 1.3 and 1.4.0rc1. What the sources call
+untested is only logged.
 """
 
 from collections.abc import Iterator
@@ -110,7 +111,7 @@ class TensorRtLlmSettings(SettingsPart):
     """KV blocks whose names are remembered; more, and everything is forgotten."""
     guided_decoding_backend: Literal["xgrammar", "llguidance"] | None = "xgrammar"
     """What follows grammars; unset: requests with one are refused."""
-    adapters: dict[str, Path] = {}
+    adapters: dict[str, Path] = Field(default_factory=dict)
     """LoRA adapters: name to folder, in Hugging Face's form."""
     max_lora_rank: Count = 64
     """Rank of the largest of them."""

@@ -10,11 +10,7 @@ from inference_svc.tensorrt_llm_settings import SpeculativeSettings, TensorRtLlm
 def llm_arguments(
     settings: TensorRtLlmSettings, model_path: Path, max_sequences: int, api: TensorRtLlmApi
 ) -> dict[str, Any]:
-    """What the LLM class is made with.
-
-    Args:
-        max_sequences: the largest batch.
-    """
+    """What the LLM class is made with; ``max_sequences`` is the largest batch."""
     arguments: dict[str, Any] = {
         "model": str(model_path),
         # Text is tokenized by the worker itself; only grammars need the engine's tokenizer.

@@ -8,6 +8,7 @@ again, and never in a busy loop.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from inference_svc.engines.tensorrt_llm_kv import KvTranslator
@@ -90,13 +91,13 @@ class EngineFeeds:
                 # A request that fails tells more; what is read here is worth no death.
                 logger.warning("listening to the engine failed: %r", error)
             self._check_silence()
-            if self._closing:
-                return
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    await self._prompted.wait()
-            except TimeoutError:
-                continue
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until the next prompt, or for as long as one listening lasts."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0 if self._closing else self._timeout_s):
+                await self._prompted.wait()
 
     async def _read_kv_events(self) -> None:
         assert self._translator is not None  # noqa: S101 - for the type checker

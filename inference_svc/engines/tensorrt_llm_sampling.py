@@ -26,10 +26,8 @@ def sampling_params(
 ) -> Any:
     """How the tokens of one choice are drawn.
 
-    Args:
-        done: tokens that the choice already has.
-        seed: used unless decoding is greedy.
-        end_token_ids: any of them ends the choice; stop strings are ours to find.
+    ``done`` tokens the choice already has; ``seed`` counts unless decoding is greedy; any
+    of ``end_token_ids`` ends the choice, while stop strings are ours to find.
     """
     sampling = request.sampling
     chosen: dict[str, Any] = {
@@ -94,8 +92,7 @@ def token_logprobs(
 ) -> tuple[TokenLogprob, ...]:
     """TensorRT-LLM's log-probabilities of these tokens, in our form.
 
-    Args:
-        entries: for each token either its own value or a table of the likeliest.
+    ``entries`` has for each token either its own value or a table of the likeliest.
 
     Raises:
         EngineFailed: one is missing.

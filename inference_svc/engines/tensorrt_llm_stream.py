@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from inference_svc.choice import Choice, TextDecoder
-from inference_svc.engine import FinishReason, GenerationRequest, TokenDelta
+from inference_svc.engine import FinishReason, GenerationRequest, TokenDelta, TokenLogprob
 from inference_svc.engines.tensorrt_llm_sampling import token_logprobs
 from inference_svc.slots import Slot, Slots
 from sidecache.errors import EngineFailed, InvalidRequest, SidecacheError
@@ -174,9 +174,7 @@ class TensorRtLlmStream:
             self._release_if_idle()
 
     async def _follow(self, choice: Choice) -> None:
-        result = self._batch.generate(
-            self._request, choice.num_tokens, self._seed + choice.index
-        )
+        result = self._batch.generate(self._request, choice.num_tokens, self._seed + choice.index)
         self._results[choice] = result
         async for output in result:
             self._batch.alive()
@@ -196,7 +194,7 @@ class TensorRtLlmStream:
         completion = output.outputs[0]
         ids = list(completion.token_ids_diff)
         ended = self._reason(completion.finish_reason) if output.finished else None
-        logprobs = ()
+        logprobs: tuple[TokenLogprob, ...] = ()
         if self._request.logprobs is not None:
             logprobs = token_logprobs(ids, completion.logprobs_diff, self._request.logprobs)
         delta = choice.push(ids, logprobs, ended)

@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from opentelemetry import trace
@@ -81,7 +82,7 @@ class Bench:
     def llm(self) -> FakeLLM:
         return self.fake.llms[-1]
 
-    async def __aenter__(self) -> "Bench":
+    async def __aenter__(self) -> Self:
         await self.engine.load()
         return self
 
@@ -132,10 +133,12 @@ async def test_salts_have_blocks_of_their_own(checkpoint_folder: Path) -> None:
     """The same prompt under two salts is computed twice and told under two names."""
     async with Bench(checkpoint_folder) as bench:
         prompt = list((await bench.subject.request(LONG, 4)).prompt_token_ids)
+        wanted: set[int] = set()
         for salt in ("red", "blue"):
             answer = await bench.subject.ask(LONG, 4, cache_salt=salt)
             assert answer.deltas[0].cached_prompt_tokens == 0
-            await until(lambda salt=salt: set(names(prompt, salt)) <= bench.holder.held)
+            wanted |= set(names(prompt, salt))
+            await until(partial(wanted.issubset, bench.holder.held))
         assert not set(names(prompt)) & bench.holder.held
 
 
@@ -399,7 +402,7 @@ async def test_quantization_must_suit_the_gpu(
     tmp_path: Path,
     algorithm: str,
     capability: tuple[int, int],
-    runs: bool,  # noqa: FBT001 - a parameter of the table above
+    runs: bool,
 ) -> None:
     """What the GPU has no kernels for is refused before anything is loaded."""
     make_checkpoint(tmp_path, smollm2_path)

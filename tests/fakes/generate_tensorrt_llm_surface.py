@@ -1,7 +1,8 @@
 """Writes down what of TensorRT-LLM's API the fake may have: names, arguments, types.
 
-    python -m tests.fakes.generate_tensorrt_llm_surface SOURCES > tests/fakes/tensorrt_llm/surface.json
+    python -m tests.fakes.generate_tensorrt_llm_surface SOURCES > surface.json
 
+It belongs into tests/fakes/tensorrt_llm.
 SOURCES is a checkout of github.com/NVIDIA/TensorRT-LLM. The sources are parsed, never
 run, and only signatures are taken: names, annotations and defaults. Private names are
 left out. The files must be those in FILES; what is missing in one is an error, so that a
@@ -172,13 +173,15 @@ def _arguments(arguments: ast.arguments) -> Json:
 
 def _assigned(functions: list[ast.FunctionDef | ast.AsyncFunctionDef]) -> list[str]:
     """Public attributes that __init__ sets."""
-    names = []
-    for function in functions:
-        if function.name == "__init__":
-            for node in ast.walk(function):
-                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                    names.append(node.attr)
-    return [name for name in names if not name.startswith("_")]
+    return [
+        node.attr
+        for function in functions
+        if function.name == "__init__"
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and not node.attr.startswith("_")
+    ]
 
 
 def _is_validator(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -193,7 +196,9 @@ def _bindings(text: str) -> Json:
     """The constructors of the retention classes, from the nanobind declarations."""
     classes: Json = {}
     for name in BOUND:
-        pattern = rf'{name}"?\)?\s*\n?\s*\.def\(\s*nb::init<.*?>\(\),(.*?)\)\s*(?:\.def|;|\n\s*\w+\n|$)'
+        pattern = (
+            rf'{name}"?\)?\s*\n?\s*\.def\(\s*nb::init<.*?>\(\),(.*?)\)\s*(?:\.def|;|\n\s*\w+\n|$)'
+        )
         found = re.search(pattern, text, re.DOTALL)
         if found is None:
             raise SystemExit(f"{BINDINGS} does not bind {name} as it used to")
@@ -228,8 +233,8 @@ def _version(sources: Path) -> str:
 
 
 def _commit(sources: Path) -> str:
-    asked = subprocess.run(  # noqa: S603 - the path is the caller's own checkout
-        ["git", "-C", str(sources), "rev-parse", "HEAD"],  # noqa: S607
+    asked = subprocess.run(
+        ["git", "-C", str(sources), "rev-parse", "HEAD"],  # noqa: S607 - whichever git there is
         capture_output=True,
         text=True,
         check=False,

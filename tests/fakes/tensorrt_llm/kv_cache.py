@@ -62,9 +62,7 @@ class FakeKvCache:
     def numbers(self) -> set[int]:
         """The whole blocks held, by their numbers here."""
         return {
-            number
-            for number, block in self._blocks.items()
-            if len(block.tokens) == self.block_size
+            number for number, block in self._blocks.items() if len(block.tokens) == self.block_size
         }
 
     def begin(self, tokens: Sequence[int], scope: str) -> tuple[list[int], int]:
@@ -150,7 +148,7 @@ class FakeKvCache:
         lowest = min(each.priority for each in free)
         gone = next(each for each in free if each.priority == lowest)
         del self._blocks[gone.number]
-        if gone.parent in self._blocks:
+        if gone.parent is not None and gone.parent in self._blocks:
             self._blocks[gone.parent].children.discard(gone.number)
         self._put({"type": "removed", "block_hashes": [gone.number]})
 
@@ -165,9 +163,7 @@ class FakeKvCache:
 
     def _put(self, data: dict[str, Any]) -> None:
         if self._event_ids != self._bugs.lose_event:
-            self._events.append(
-                {"event_id": self._event_ids, "data": data, "window_size": 8192}
-            )
+            self._events.append({"event_id": self._event_ids, "data": data, "window_size": 8192})
         self._event_ids += 1
 
 
@@ -181,8 +177,7 @@ def _described(block: _Block) -> dict[str, Any]:
         "type": "stored_block",
         "block_hash": block.number,
         "tokens": [
-            {"type": "unique_token", "token_id": each, "token_extra_id": 0}
-            for each in block.tokens
+            {"type": "unique_token", "token_id": each, "token_extra_id": 0} for each in block.tokens
         ],
         "cache_level": 0,
         "priority": block.priority,

@@ -60,7 +60,7 @@ class FakeTensorRtLlm:
         for name in self.surface.exports:
             if name in self.surface.document["classes"]:
                 names[name] = self.surface.make(name, _validator(name))
-        retention: Any = self.surface.make("KvCacheRetentionConfig", _refuse_no_directory)
+        retention = names["KvCacheRetentionConfig"]
         retention.TokenRangeRetentionConfig = self.surface.make("TokenRangeRetentionConfig")
         return _Module("tensorrt_llm.llmapi", names)
 
@@ -77,6 +77,7 @@ class FakeTensorRtLlm:
     def _llm(self, arguments_class: str) -> type:
         """The LLM class: its arguments are those of LlmArgs."""
         fake, surface = self, self.surface
+
         class LLM:
             def __init__(self, **arguments: Any) -> None:
                 known = surface.entry(arguments_class)["fields"]
@@ -128,6 +129,8 @@ class _Module:
 
 
 def _validator(name: str) -> Callable[[Any], None] | None:
+    if name == "KvCacheRetentionConfig":
+        return _refuse_no_directory
     if name not in _DRAFTS:
         return None
 

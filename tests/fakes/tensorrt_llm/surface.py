@@ -12,11 +12,18 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 _FILE = Path(__file__).with_name("surface.json")
-_CONTAINERS = {"List": list, "list": list, "Set": set, "Sequence": (list, tuple)}
+_CONTAINERS: dict[str, type | tuple[type, ...]] = {
+    "List": list,
+    "list": list,
+    "Set": set,
+    "Sequence": (list, tuple),
+}
 _PLAIN: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (int, float),
     "str": str,
     "Path": Path,
     "bool": bool,
@@ -66,10 +73,14 @@ class Surface:
                 inherited = self.entry(base)
                 for part, value in inherited.items():
                     if part in merged:
-                        merged[part] = merged[part] | value if part in {"fields", "methods"} else [
-                            *merged[part],
-                            *value,
-                        ]
+                        merged[part] = (
+                            merged[part] | value
+                            if part in {"fields", "methods"}
+                            else [
+                                *merged[part],
+                                *value,
+                            ]
+                        )
         fields = merged["fields"] | own.get("fields", {})
         missing = {each.partition(".")[2] for each in self._without if each.startswith(f"{name}.")}
         return {
@@ -96,10 +107,10 @@ class Surface:
         if name not in self._classes:
             entry = self.entry(name)
             if entry["kind"] == "enum":
-                made: type = enum.StrEnum(name, entry["members"])  # type: ignore[assignment]
+                functional: Any = enum.StrEnum  # called with names, as mypy cannot follow
+                self._classes[name] = functional(name, entry["members"])
             else:
-                made = self._make_record(name, entry, validate)
-            self._classes[name] = made
+                self._classes[name] = self._make_record(name, entry, validate)
         return self._classes[name]
 
     def check_call(self, owner: str, method: str, given: Mapping[str, Any]) -> None:
@@ -140,10 +151,7 @@ class Surface:
             if validate is not None:
                 validate(record)
 
-        def __setattr__(record: Any, field: str, value: Any) -> NoReturn:  # noqa: N807
-            raise AttributeError(f"{name}.{field} is set once, by the constructor")
-
-        made = type(name, (), {"__init__": __init__, "__setattr__": __setattr__})
+        made = type(name, (), {"__init__": __init__})
         if entry["kind"] == "pydantic":
             made.model_fields = dict(fields)  # type: ignore[attr-defined]
         return made
@@ -190,32 +198,31 @@ class Surface:
                 self._fits(parts[0], key) and self._fits(parts[1], each)
                 for key, each in value.items()
             )
-        return isinstance(value, _CONTAINERS[name]) and all(
-            self._fits(parts[0], each) for each in value
-        )
+        if not isinstance(value, _CONTAINERS[name]):
+            return False
+        items: Any = value
+        return all(self._fits(parts[0], each) for each in items)
 
     def _fits_name(self, name: str, value: Any) -> bool:
-        if name in {"Any", "object"}:
-            return True
         if name in _BOUNDS:
             plain, least = _BOUNDS[name]
-            return self._fits_name(plain, value) and value >= least
-        if name == "int":
-            return isinstance(value, int) and not isinstance(value, bool)
-        if name == "float":
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        if name in _PLAIN:
-            return isinstance(value, _PLAIN[name])
-        if name == "PromptInputs":
-            return _is_prompt(value)
-        if name == "SpeculativeConfig":
-            return type(value).__name__.endswith("DecodingConfig")
+            return _fits_plain(plain, value) and value >= least
+        if name in _PLAIN or name in _SPECIAL:
+            return _fits_plain(name, value)
         if name in self.document["classes"]:
             entry = self.document["classes"][name]
             # pydantic makes a member of its value; a plain function does not.
             as_value = entry["kind"] == "enum" and value in entry["members"].values()
             return isinstance(value, self.make(name)) or as_value
         return False  # a type this project never passes
+
+
+def _fits_plain(name: str, value: Any) -> bool:
+    if name in _PLAIN:
+        # In Python a bool is an int; in none of these signatures is it meant.
+        is_bool = isinstance(value, bool)
+        return isinstance(value, _PLAIN[name]) and (name == "bool" or not is_bool)
+    return _SPECIAL[name](value)
 
 
 def _is_prompt(value: Any) -> bool:
@@ -239,3 +246,12 @@ def _check_bounds(
         raise error(f"{where} is {value}, must be at least {described['ge']}")
     if "le" in described and value > described["le"]:
         raise error(f"{where} is {value}, must be at most {described['le']}")
+
+
+# Types that say more, or less, than a class.
+_SPECIAL: dict[str, Callable[[Any], bool]] = {
+    "Any": lambda _: True,
+    "object": lambda _: True,
+    "PromptInputs": _is_prompt,
+    "SpeculativeConfig": lambda value: type(value).__name__.endswith("DecodingConfig"),
+}
