@@ -1,12 +1,13 @@
 """The strict fake refuses what the real API would refuse."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.generate_tensorrt_llm_surface import _class as described
-from tests.fakes.generate_tensorrt_llm_surface import ast, surface
+from tests.fakes.generate_tensorrt_llm_surface import surface
 from tests.fakes.tensorrt_llm.modules import FakeTensorRtLlm
 from tests.fakes.tensorrt_llm.surface import read_surface
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from inference_svc.serve import make_engine
 from inference_svc.settings import WorkerSettings
-from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings
+from inference_svc.tensorrt_llm_settings import SpeculativeSettings, TensorRtLlmSettings
 from sidecache.errors import SetupError
 
 NGRAM = {"method": "ngram", "max_draft_len": 4}
@@ -80,10 +80,9 @@ def test_what_goes_together_is_accepted(settings: dict[str, Any]) -> None:
 def test_untested_combinations_are_known() -> None:
     """What TensorRT-LLM calls untested is allowed, and can be said."""
     adapters = {"sql": Path("/sql")}
+    speculative = SpeculativeSettings(method="ngram", max_draft_len=4)
     settings = TensorRtLlmSettings(
-        adapters=adapters,
-        speculative=NGRAM,
-        expert_parallel_size=2,  # type: ignore[arg-type]
+        adapters=adapters, speculative=speculative, expert_parallel_size=2
     )
     assert settings.untested() == [
         "adapters with speculative",
