@@ -116,6 +116,20 @@ def stored(event_id: int, number: int, tokens: list[int], **more: Any) -> dict[s
     return event | ({"attention_dp_rank": more["rank"]} if "rank" in more else {})
 
 
+def test_a_block_in_a_prompts_middle_must_fit_there() -> None:
+    """Issue 3543: the third block on top of the first one is nobody's, and is left out."""
+    told = Told()
+    translator = KvTranslator(SIZE, told, 100)
+    prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
+    translator.sending(prompt, "", "")
+    translator.event(stored(0, 77, prompt[:4]))
+    wrong = stored(1, 78, prompt[8:12])
+    wrong["data"]["parent_hash"] = 77
+    translator.event(wrong)
+    assert told.held == set(BlockHasher(SIZE).hashes(prompt[:4]))
+    assert translator.counts.unknown_parents == 1
+
+
 def test_two_ranks_hold_one_name() -> None:
     """With attention data parallelism a block is gone when the last rank has dropped it."""
     told = Told()
