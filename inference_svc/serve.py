@@ -106,6 +106,8 @@ def make_engine(settings: WorkerSettings) -> Engine:
         return ScriptedEngine(settings.scripted, slots, settings.model_name)
     if settings.engine == "vllm":
         return _make_vllm(settings, slots)
+    if settings.engine == "tensorrt_llm":
+        return _make_tensorrt_llm(settings, slots)
     # A scripted worker must not pay for the tokenizer's and OpenVINO's libraries.
     from inference_svc.engines.openvino import OpenVinoEngine  # noqa: PLC0415
 
@@ -128,6 +130,15 @@ def _make_vllm(settings: WorkerSettings, slots: Slots) -> Engine:
         )
     name = settings.model_name or settings.model_path.name
     return VllmEngine(settings.model_path, name, settings.vllm, slots)
+
+
+def _make_tensorrt_llm(settings: WorkerSettings, slots: Slots) -> Engine:
+    from inference_svc.engines.tensorrt_llm import TensorRtLlmEngine  # noqa: PLC0415 - only if chosen
+
+    if settings.model_path is None:
+        raise SetupError("the engine tensorrt_llm needs model_path: a checkpoint folder")
+    name = settings.model_name or settings.model_path.name
+    return TensorRtLlmEngine(settings.model_path, name, settings.tensorrt_llm, slots)
 
 
 async def _watch_engine(engine: Engine, lifecycle: Lifecycle, running: RunningServer) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference_svc.vllm_settings import VllmSettings
+from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings
 from observability.settings import (
     PositiveSeconds,
     Seconds,
@@ -79,13 +80,13 @@ class WorkerSettings(BaseSettings):
     """Where its traces, metrics and logs go."""
     name: Annotated[str, Field(min_length=1)] = "worker"
     """What the worker calls itself in `started` and to routers."""
-    engine: Literal["openvino", "scripted", "vllm"] = "openvino"
+    engine: Literal["openvino", "scripted", "vllm", "tensorrt_llm"] = "openvino"
     """What generates the tokens."""
     model_name: str = ""
     """What requests call the model. Empty: smollm2-135m-instruct, scripted, or
     the folder's name."""
     model_path: Path | None = None
-    """A GGUF file; for vllm a Hugging Face folder. Unset: what `sidecache pull` fetched."""
+    """A GGUF file; for vllm and tensorrt_llm a Hugging Face folder. Unset: what `sidecache pull` fetched."""
     max_sequences: Count = 16
     """Sequences generated at once."""
     max_waiting: Annotated[int, Field(ge=0)] = 64
@@ -110,3 +111,5 @@ class WorkerSettings(BaseSettings):
     """Of the OpenVINO engine."""
     vllm: VllmSettings = VllmSettings()
     """Of the vLLM engine."""
+    tensorrt_llm: TensorRtLlmSettings = TensorRtLlmSettings()
+    """Of the TensorRT-LLM engine."""

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from sidecache import weights
+from tests.fixtures.checkpoint import make_checkpoint
 
 if TYPE_CHECKING:
     from tests.contract.engines import Subject
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 def smollm2_path() -> Path:
     """The real model, SmolLM2-135M-Instruct, as a GGUF file."""
     return weights.pull("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with a real tokenizer and no weights."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), smollm2_path)
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,18 @@ from inference_svc.engine import (
 )
 from inference_svc.engines.gguf import read_gguf
 from inference_svc.engines.gguf_tokenizer import GgufTokenizer
+from inference_svc.engines.hf_tokenizer import HfTokenizer
 from inference_svc.engines.openvino import OpenVinoEngine
 from inference_svc.engines.scripted import ScriptedEngine, scripted_text
 from inference_svc.kv_ledger import KvLedger
+from inference_svc.engines.tensorrt_llm import TensorRtLlmEngine
+from inference_svc.engines.tensorrt_llm_api import TensorRtLlmApi
 from inference_svc.settings import OpenVinoSettings, ScriptedSettings
 from inference_svc.slots import Slots
+from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings
+from tests.fakes.tensorrt_llm.llm import Script
+from tests.fakes.tensorrt_llm.modules import FakeTensorRtLlm
+from tests.fixtures.checkpoint import readable_tokens
 
 MAX_SEQUENCES = 10
 MAX_WAITING = 2
@@ -133,8 +140,39 @@ async def openvino(
     await engine.aclose()
 
 
+@asynccontextmanager
+async def tensorrt_llm(
+    folder: Path,
+    script: Script | None = None,
+    settings: TensorRtLlmSettings | None = None,
+    slots: Slots | None = None,
+) -> AsyncIterator[Subject]:
+    """A TensorRT-LLM engine of its own, on the strict fake."""
+    fake = FakeTensorRtLlm(script or Script(tokens=readable_tokens(folder)))
+    engine = TensorRtLlmEngine(
+        folder,
+        "fake",
+        settings or TensorRtLlmSettings(seeded_sampling=True, max_top_logprobs=5),
+        slots or Slots(MAX_SEQUENCES, MAX_WAITING),
+        lambda: TensorRtLlmApi(fake.import_module),
+    )
+    ledger = KvLedger()
+    engine.listen_kv(ledger.record)
+    try:
+        await engine.load()
+        yield Subject(engine, HfTokenizer(folder).decode, ledger)
+    finally:
+        await engine.aclose()
+
+
 # Each with the package it needs; the package vllm has an environment of its own.
-_ENGINES = {"scripted": "sidecache", "openvino": "openvino_genai", "vllm": "vllm"}
+# TensorRT-LLM is tried on a strict fake, which needs the tokenizer's library only.
+_ENGINES = {
+    "scripted": "sidecache",
+    "openvino": "openvino_genai",
+    "vllm": "vllm",
+    "tensorrt_llm": "tokenizers",
+}
 INSTALLED = [name for name, package in _ENGINES.items() if importlib.util.find_spec(package)]
 
 
@@ -157,6 +195,13 @@ async def scripted_subject() -> AsyncIterator[Subject]:
 async def openvino_subject(smollm2_path: Path) -> AsyncIterator[Subject]:
     """The real model on OpenVINO."""
     async with openvino(smollm2_path) as engine:
+        yield engine
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def tensorrt_llm_subject(checkpoint_folder: Path) -> AsyncIterator[Subject]:
+    """TensorRT-LLM's engine on the strict fake."""
+    async with tensorrt_llm(checkpoint_folder) as engine:
         yield engine
 
 

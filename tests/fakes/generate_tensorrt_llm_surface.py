@@ -1,0 +1,251 @@
+"""Writes down what of TensorRT-LLM's API the fake may have: names, arguments, types.
+
+    python -m tests.fakes.generate_tensorrt_llm_surface SOURCES > surface.json
+
+It belongs into tests/fakes/tensorrt_llm.
+SOURCES is a checkout of github.com/NVIDIA/TensorRT-LLM. The sources are parsed, never
+run, and only signatures are taken: names, annotations and defaults. Private names are
+left out. The files must be those in FILES; what is missing in one is an error, so that a
+newer version cannot quietly lose what the engine uses.
+"""
+
+import argparse
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+FILES: dict[str, tuple[str, ...]] = {
+    "tensorrt_llm/llmapi/llm.py": ("BaseLLM",),
+    "tensorrt_llm/llmapi/llm_args.py": (
+        "CapacitySchedulerPolicy",
+        "ContextChunkingPolicy",
+        "WaitingQueuePolicy",
+        "DecodingBaseConfig",
+        "EagleDecodingConfig",
+        "Eagle3DecodingConfig",
+        "NGramDecodingConfig",
+        "DraftTargetDecodingConfig",
+        "MTPDecodingConfig",
+        "SchedulerConfig",
+        "KvCacheConfig",
+        "BaseLlmArgs",
+        "TrtLlmArgs",
+        "TorchLlmArgs",
+    ),
+    "tensorrt_llm/lora_helper.py": ("LoraConfig",),
+    "tensorrt_llm/sampling_params.py": ("GuidedDecodingParams", "SamplingParams"),
+    "tensorrt_llm/executor/request.py": ("LoRARequest",),
+    "tensorrt_llm/executor/result.py": (
+        "Logprob",
+        "CompletionOutput",
+        "GenerationResultBase",
+        "GenerationResult",
+        "IterationResult",
+    ),
+}
+EXPORTS = "tensorrt_llm/llmapi/__init__.py"
+VERSION = "tensorrt_llm/version.py"
+BINDINGS = "cpp/tensorrt_llm/nanobind/executor/request.cpp"
+BOUND = ("TokenRangeRetentionConfig", "kvCacheRetentionConfig")
+# C++ argument types of those bindings, as Python sees them.
+CPP_TYPES = {
+    "token_start": "int",
+    "token_end": "Optional[int]",
+    "priority": "int",
+    "duration_ms": "Optional[timedelta]",
+    "token_range_retention_configs": "List[TokenRangeRetentionConfig]",
+    "decode_retention_priority": "int",
+    "decode_duration_ms": "Optional[timedelta]",
+    "transfer_mode": "KvCacheTransferMode",
+    "directory": "str",
+}
+
+Json = dict[str, Any]
+
+
+def surface(sources: Path, note: str) -> Json:
+    """Everything, ready to be written; ``note`` says where the sources came from."""
+    classes: Json = {}
+    for name, wanted in FILES.items():
+        tree = ast.parse((sources / name).read_text())
+        found = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        for cls in wanted:
+            classes[cls] = {"file": name, **_class(found[cls])}
+    classes |= _bindings((sources / BINDINGS).read_text())
+    return {
+        "project": "github.com/NVIDIA/TensorRT-LLM",
+        "version": _version(sources),
+        "commit": _commit(sources),
+        "note": note,
+        "exports": _exports(sources),
+        "classes": classes,
+    }
+
+
+def _class(node: ast.ClassDef) -> Json:
+    bases = [ast.unparse(base) for base in node.bases]
+    kind, kw_only = _kind(node, bases)
+    entry: Json = {"kind": kind, "bases": bases}
+    if kind == "dataclass":
+        entry["kw_only"] = kw_only
+    if kind == "enum":
+        entry["members"] = {
+            target.id: ast.literal_eval(each.value)
+            for each in node.body
+            if isinstance(each, ast.Assign)
+            for target in each.targets
+            if isinstance(target, ast.Name)
+        }
+        return entry
+    entry["fields"] = {
+        each.target.id: _field(each)
+        for each in node.body
+        if isinstance(each, ast.AnnAssign)
+        and isinstance(each.target, ast.Name)
+        and not each.target.id.startswith("_")
+    }
+    functions = [
+        each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    public = [
+        each
+        for each in functions
+        if not each.name.startswith("_") or each.name in {"__init__", "__aiter__", "__anext__"}
+    ]
+    properties = [each.name for each in public if _decorated(each, "property")]
+    entry["properties"] = properties
+    entry["methods"] = {
+        each.name: _arguments(each.args)
+        for each in public
+        if each.name not in properties and not _is_validator(each)
+    }
+    entry["attributes"] = sorted(set(_assigned(functions)))
+    return entry
+
+
+def _kind(node: ast.ClassDef, bases: list[str]) -> tuple[str, bool]:
+    for decorator in node.decorator_list:
+        text = ast.unparse(decorator)
+        if text.startswith("dataclass"):
+            return "dataclass", "kw_only=True" in text
+    if any("Enum" in base for base in bases):
+        return "enum", False
+    # In these files a class of annotated fields without a decorator is a pydantic model.
+    annotated = any(isinstance(each, ast.AnnAssign) for each in node.body)
+    if annotated or any(base.endswith(("Config", "Model", "Args")) for base in bases):
+        return "pydantic", False
+    return "class", False
+
+
+def _field(node: ast.AnnAssign) -> Json:
+    entry: Json = {"type": ast.unparse(node.annotation)}
+    value = node.value
+    called = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
+    if value is None:
+        return entry | {"required": True}
+    if called in {"Field", "field"}:
+        assert isinstance(value, ast.Call)
+        given = {word.arg: word.value for word in value.keywords if word.arg}
+        entry |= {bound: ast.literal_eval(given[bound]) for bound in ("ge", "le") if bound in given}
+        default = given.get("default", value.args[0] if value.args else None)
+        if default is None and "default_factory" not in given:
+            return entry | {"required": True}
+        return entry | {"default": ast.unparse(default) if default else "factory"}
+    return entry | {"default": ast.unparse(value)}
+
+
+def _arguments(arguments: ast.arguments) -> Json:
+    given = [*arguments.posonlyargs, *arguments.args][1:]
+    missing = len(given) - len(arguments.defaults)
+    entry: Json = {}
+    for index, each in enumerate(given):
+        entry[each.arg] = {"type": ast.unparse(each.annotation) if each.annotation else "Any"}
+        if index >= missing:
+            entry[each.arg]["default"] = ast.unparse(arguments.defaults[index - missing])
+    if arguments.kwarg:
+        entry["**"] = {"type": "Any"}
+    return entry
+
+
+def _assigned(functions: list[ast.FunctionDef | ast.AsyncFunctionDef]) -> list[str]:
+    """Public attributes that __init__ sets."""
+    return [
+        node.attr
+        for function in functions
+        if function.name == "__init__"
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and not node.attr.startswith("_")
+    ]
+
+
+def _is_validator(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any("validator" in ast.unparse(each) for each in function.decorator_list)
+
+
+def _decorated(function: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> bool:
+    return any(ast.unparse(each).endswith(name) for each in function.decorator_list)
+
+
+def _bindings(text: str) -> Json:
+    """The constructors of the retention classes, from the nanobind declarations."""
+    classes: Json = {}
+    for name in BOUND:
+        pattern = (
+            rf'{name}"?\)?\s*\n?\s*\.def\(\s*nb::init<.*?>\(\),(.*?)\)\s*(?:\.def|;|\n\s*\w+\n|$)'
+        )
+        found = re.search(pattern, text, re.DOTALL)
+        if found is None:
+            raise SystemExit(f"{BINDINGS} does not bind {name} as it used to")
+        fields: Json = {}
+        for argument, default in re.findall(r'nb::arg\("(\w+)"\)(\s*=)?', found.group(1)):
+            fields[argument] = {"type": CPP_TYPES[argument]}
+            fields[argument] |= {"default": "None"} if default else {"required": True}
+        python_name = name[0].upper() + name[1:]
+        classes[python_name] = {
+            "file": BINDINGS,
+            "kind": "binding",
+            "bases": [],
+            "fields": fields,
+            "properties": [],
+            "methods": {},
+            "attributes": [],
+        }
+    return classes
+
+
+def _exports(sources: Path) -> list[str]:
+    tree = ast.parse((sources / EXPORTS).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return sorted(ast.literal_eval(node.value))
+    raise SystemExit(f"{EXPORTS} has no __all__")
+
+
+def _version(sources: Path) -> str:
+    found = re.search(r'__version__ = "([^"]+)"', (sources / VERSION).read_text())
+    return found.group(1) if found else "unknown"
+
+
+def _commit(sources: Path) -> str:
+    asked = subprocess.run(
+        ["git", "-C", str(sources), "rev-parse", "HEAD"],  # noqa: S607 - whichever git there is
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip() or "not a git checkout"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sources", type=Path)
+    parser.add_argument("--note", default="", help="where the sources came from")
+    chosen = parser.parse_args()
+    json.dump(surface(chosen.sources, chosen.note), sys.stdout, indent=1)
+    sys.stdout.write("\n")

@@ -1,0 +1,111 @@
+"""The strict fake refuses what the real API would refuse."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.generate_tensorrt_llm_surface import _class as described
+from tests.fakes.generate_tensorrt_llm_surface import surface
+from tests.fakes.tensorrt_llm.modules import FakeTensorRtLlm
+from tests.fakes.tensorrt_llm.surface import read_surface
+
+API: Any = FakeTensorRtLlm().import_module("tensorrt_llm.llmapi")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error"),
+    [
+        ("KvCacheConfig", {"event_buffer_size": 1}, ValueError),
+        ("KvCacheConfig", {"tokens_per_block": "32"}, ValueError),
+        ("KvCacheConfig", {"tokens_per_block": True}, ValueError),
+        ("KvCacheConfig", {"free_gpu_memory_fraction": 1.5}, ValueError),
+        ("SchedulerConfig", {"capacity_scheduler_policy": "BEST"}, ValueError),
+        ("SamplingParams", {"max_new_tokens": 3}, TypeError),
+        ("SamplingParams", {"top_k": 0.5}, TypeError),
+        ("SamplingParams", {"guided_decoding": "json"}, TypeError),
+        ("NGramDecodingConfig", {"max_draft_len": 0}, ValueError),
+        ("Eagle3DecodingConfig", {"max_draft_len": 3}, ValueError),
+        ("KvCacheRetentionConfig", {"token_range_retention_configs": []}, TypeError),
+        ("KvCacheRetentionConfig", {}, TypeError),
+    ],
+)
+def test_what_is_not_in_the_surface_is_refused(
+    name: str, arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    """A misspelt argument, one of another type, one out of bounds, one missing."""
+    with pytest.raises(error):
+        getattr(API, name)(**arguments)
+
+
+def test_sampling_params_takes_no_positions() -> None:
+    """It is a keyword-only dataclass."""
+    with pytest.raises(TypeError):
+        API.SamplingParams(1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"inputs": {"prompt_token_ids": [1]}, "max_tokens": 3},
+        {"inputs": {"prompt_token_ids": (1, 2)}},
+        {"inputs": {"tokens": [1]}},
+        {"inputs": "text", "cache_salt": 5},
+        {"inputs": "text", "sampling_params": {"max_tokens": 3}},
+        {"streaming": True},
+    ],
+)
+def test_a_call_the_real_method_would_not_take_is_refused(given: dict[str, Any]) -> None:
+    """Unknown names, other types and missing arguments of generate_async."""
+    with pytest.raises(TypeError):
+        FakeTensorRtLlm().surface.check_call("BaseLLM", "generate_async", given)
+
+
+def test_modules_offer_no_more_than_the_real_ones() -> None:
+    """A name or a module that does not exist cannot be had."""
+    with pytest.raises(AttributeError):
+        _ = API.LoraConfig
+    with pytest.raises(ModuleNotFoundError):
+        FakeTensorRtLlm().import_module("tensorrt_llm.executor.secrets")
+
+
+def test_the_surface_says_where_it_is_from() -> None:
+    """Version, commit or the lack of one, and a file for each class."""
+    document = read_surface()
+    assert document["version"]
+    assert document["note"] or document["commit"] != "not a git checkout"
+    assert all(entry["file"] for entry in document["classes"].values())
+
+
+def test_the_generator_reads_signatures_only() -> None:
+    """Fields with defaults and bounds, methods with arguments; nothing private."""
+    source = '''
+class ThingConfig(StrictBaseModel):
+    """Text that is not taken."""
+    size: int = Field(default=3, ge=1, description="not taken")
+    name: str = Field(description="needed")
+    _hidden: int = PrivateAttr(default=1)
+
+    def grow(self, by: float = 0.5) -> None:
+        secret = 1
+'''
+    (node,) = ast.parse(source).body
+    assert isinstance(node, ast.ClassDef)
+    assert described(node) == {
+        "kind": "pydantic",
+        "bases": ["StrictBaseModel"],
+        "fields": {
+            "size": {"type": "int", "ge": 1, "default": "3"},
+            "name": {"type": "str", "required": True},
+        },
+        "properties": [],
+        "methods": {"grow": {"by": {"type": "float", "default": "0.5"}}},
+        "attributes": [],
+    }
+
+
+def test_the_generator_wants_every_file(tmp_path: Path) -> None:
+    """A newer version that moved a file is noticed, not half read."""
+    with pytest.raises(FileNotFoundError):
+        surface(tmp_path, "")
