@@ -11,19 +11,21 @@ import grpc
 
 from cache_svc.departures import Departures
 from cache_svc.durable.restore import restore_vectors
-from cache_svc.durable.store import Opened, open_durable_store
+from cache_svc.durable.store import DurableStore, Opened, open_durable_store
 from cache_svc.embedder import Embedder
 from cache_svc.embedders.onnx import OnnxEmbedder
 from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
 from cache_svc.embedding_queue import EmbeddingQueue
+from cache_svc.gate import Gate
 from cache_svc.growing_index import Builder, GrowingIndex, RebuildPolicy
 from cache_svc.intake import Intake, IntakeLimits
 from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.learning import Learning
+from cache_svc.learnt import Learnt, lineage
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
 from cache_svc.new_entry_rate import NewEntryRate
-from cache_svc.open_gate import open_gate
+from cache_svc.open_gate import OpenGate, open_gate
 from cache_svc.owned_task import owned_task
 from cache_svc.quarantine import Quarantine
 from cache_svc.reembedding import Reembedding
@@ -76,7 +78,8 @@ async def serve(
         durable = await _open_durable(stack, settings, queue, clock, departures)
         store = _store(settings, durable, clock, departures)
         departures.metrics = _store_metrics(telemetry, store)
-        tier = await _open_tier(shared)
+        opened = _open_gate(shared, durable)
+        tier = await _open_tier(shared, None if opened is None else opened.gate)
         quarantine = _open_quarantine(settings.semantic, durable)
         learning = _open_learning(shared, tier, store)
         service = _service(shared, store, tier, quarantine, learning, departures.metrics)
@@ -85,6 +88,9 @@ async def serve(
         if durable is not None:
             returning = _bring_vectors_back(durable, index, queue, quarantine, settings.semantic)
             await stack.enter_async_context(owned_task(returning, "vectors from disk"))
+            learnt = None if opened is None else opened.learnt
+            keeping = _keep_learnt(durable.store, learnt, settings.store.learnt_interval_s)
+            await stack.enter_async_context(owned_task(keeping, "learnt to disk"))
         sweep = _sweep(store, settings.sweep_interval_s)
         await stack.enter_async_context(owned_task(sweep, "expiry sweep"))
 
@@ -126,6 +132,7 @@ async def _open_durable(
         clock,
         departures,
         fingerprint="" if queue is None else queue.fingerprint,
+        lineage=b"" if queue is None else lineage(settings.semantic.bound, queue.fingerprint),
         durability=settings.store.durability,
         on_corrupt=settings.store.on_corrupt,
         max_waiting_bytes=settings.store.max_waiting_bytes,
@@ -224,13 +231,34 @@ def _service(
     )
 
 
-async def _open_tier(shared: _Shared) -> SemanticTier | None:
-    """The semantic tier with its bound; None where it is off."""
+def _open_gate(shared: _Shared, durable: Opened | None) -> OpenGate | None:
+    """The bound on false hits, with what it learnt before; None where it is off."""
+    if shared.queue is None:
+        return None
+    bound = shared.settings.semantic.bound
+    return open_gate(bound, shared.queue, shared.stats, shared.telemetry.meter, durable)
+
+
+async def _keep_learnt(store: DurableStore, learnt: Learnt | None, interval_s: float) -> None:
+    """Write hits and what was learnt again and again, and once more at the end."""
+    try:
+        while True:
+            await asyncio.sleep(interval_s)
+            store.write_uses()
+            if learnt is not None:
+                learnt.write()
+    finally:
+        store.write_uses()
+        if learnt is not None:
+            learnt.write()
+
+
+async def _open_tier(shared: _Shared, gate: Gate | None) -> SemanticTier | None:
+    """The semantic tier; None where it is off."""
     settings, queue = shared.settings.semantic, shared.queue
     if queue is None:
         return None
     verifier = await asyncio.to_thread(_load_verifier, settings)
-    gate = open_gate(settings.bound, queue, shared.stats, shared.telemetry.meter)
     return SemanticTier(
         queue,
         shared.index,
