@@ -83,9 +83,9 @@ class PlainIndex:
 
     def _append(self, new: tuple[int, ...], packed: Packed) -> None:
         ids, vectors = self._rows
-        for entry_id in new:
-            if entry_id in ids:
-                raise DuplicateId(f"id {entry_id} is in the index already")
+        there = set(ids) if len(new) > 1 else ids
+        if len({*new}) < len(new) or any(entry_id in there for entry_id in new):
+            raise DuplicateId(f"an id of {len(new)} is in the index already, or given twice")
         taken = len(ids)
         rows = taken + len(new)
         if rows > len(self._room):

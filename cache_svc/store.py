@@ -89,6 +89,11 @@ class AnswerStore(Protocol):
         """The bound that the sum of all entries' ``size_bytes`` never exceeds."""
         ...
 
+    @property
+    def lost_answers(self) -> int:
+        """Answers that were taken and that the disk then refused, since the start."""
+        ...
+
     def find(self, tenant: str, exact: bytes) -> Entry | None:
         """The living entry that answers exactly this request."""
         ...
@@ -197,6 +202,10 @@ class MemoryStore:
         self._next_number = 1
         self._bytes = 0
         self._vectors = 0
+
+    @property
+    def lost_answers(self) -> int:
+        return 0
 
     def find(self, tenant: str, exact: bytes) -> Entry | None:
         shelf = self._shelves.get(tenant)

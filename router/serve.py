@@ -11,6 +11,7 @@ import grpc
 
 from observability.channel import open_channel
 from observability.listening import is_local
+from observability.metrics import DroppedStoreMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from router.account import Accounts
@@ -132,7 +133,6 @@ async def _cache(
         yield NoCache(), CacheDesk(None, settings.lookup)
         return
     async with open_channel(settings.cache, telemetry, settings.channels) as channel:
-        yield (
-            CacheClient(channel, settings.lookup, time.monotonic),
-            CacheDesk(channel, settings.lookup),
-        )
+        client = CacheClient(channel, settings.lookup, time.monotonic)
+        DroppedStoreMetrics(telemetry.meter, lambda: client.stores_dropped)
+        yield client, CacheDesk(channel, settings.lookup, lambda: client.stores_dropped)

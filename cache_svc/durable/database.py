@@ -120,14 +120,17 @@ class Change:
 class AnswerDatabase:
     """One connection; used from one thread at a time.
 
+    While there is one, the file is opened in no other way: when a process closes a
+    file, POSIX drops all its locks on it, SQLite's too, and whoever reads the database
+    next may take the log away from under us (sqlite.org/howtocorrupt.html, 2.2).
+
     Raises:
-        SetupError: the file is no database of ours, or a newer release's.
+        SetupError: the file is another program's database, or a newer release's.
         CorruptDatabase: it was one.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        _check_magic(path)
         # Another thread opens it than later writes to it.
         self._db = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=32
@@ -314,7 +317,12 @@ class AnswerDatabase:
             self._synchronous = level
 
 
-def _check_magic(path: Path) -> None:
+def check_magic(path: Path) -> None:
+    """Refuse a file that is no database at all; before there is a connection to it.
+
+    Raises:
+        SetupError: it is not empty and begins as no database does.
+    """
     with path.open("rb") as file:
         start = file.read(len(_FILE_MAGIC))
     if start and start != _FILE_MAGIC:

@@ -58,8 +58,9 @@ def _restore(rows: list[VectorRow], store: DurableStore, index: ScopedIndex) -> 
         # Of another embedder, or of one that is gone; or stored since the restart.
         if entry is None or len(packed) != 2 * entry.vector_dimension or not packed:
             continue
-        if not index.contains(entry.key.place, entry_id):
-            by_place[entry.key.place][entry.id] = packed
+        place = entry.key.place
+        if not index.contains(place, entry_id):
+            by_place[place][entry.id] = packed
     return sum(_add(index, place, vectors) for place, vectors in by_place.items())
 
 

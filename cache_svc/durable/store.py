@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from cache_svc.durable.database import AnswerDatabase, CorruptDatabase
+from cache_svc.durable.database import AnswerDatabase, CorruptDatabase, check_magic
 from cache_svc.durable.folder import claimed_folder, make_private, set_aside
 from cache_svc.durable.learnt_row import (
     Bar,
@@ -143,7 +143,6 @@ class DurableStore(MemoryStore):
 
     @property
     def lost_answers(self) -> int:
-        """Answers that the disk refused after they were taken, since the start."""
         return self._writer.lost_answers
 
     def restore(
@@ -335,6 +334,7 @@ def _load(path: Path, clock: Clock, system_clock: Callable[[], float], fingerpri
     The scan reads each page of the answers and each row has a checksum, so
     SQLite's own quick_check (which reads the vectors too) would find little more.
     """
+    check_magic(path)
     database = AnswerDatabase(path)
     try:
         timeline = Timeline(clock, system_clock(), database.last_commit_s)

@@ -733,6 +733,7 @@ class GetStatsResponse(_message.Message):
     AUDITED_FIELD_NUMBER: _builtins.int
     AUDITED_WRONG_FIELD_NUMBER: _builtins.int
     BOUND_ALARMS_FIELD_NUMBER: _builtins.int
+    LOST_ANSWERS_FIELD_NUMBER: _builtins.int
     entries: _builtins.int
     bytes: _builtins.int
     max_bytes: _builtins.int
@@ -755,6 +756,8 @@ class GetStatsResponse(_message.Message):
     audited_wrong: _builtins.int
     bound_alarms: _builtins.int
     """Times that a scope fell back to exact hits because audits left the bound."""
+    lost_answers: _builtins.int
+    """Answers that were taken and that the disk then refused, of all tenants together."""
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -780,10 +783,11 @@ class GetStatsResponse(_message.Message):
         audited: _builtins.int = ...,
         audited_wrong: _builtins.int = ...,
         bound_alarms: _builtins.int = ...,
+        lost_answers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audited", b"audited", "audited_wrong", b"audited_wrong", "bound_alarms", b"bound_alarms", "bytes", b"bytes", "degraded", b"degraded", "embedder_fingerprint", b"embedder_fingerprint", "entries", b"entries", "evicted", b"evicted", "exact_hits", b"exact_hits", "expired", b"expired", "explored", b"explored", "lookups", b"lookups", "max_bytes", b"max_bytes", "misses", b"misses", "refused", b"refused", "rejected", b"rejected", "semantic_hits", b"semantic_hits", "stored", b"stored", "uptime", b"uptime", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audited", b"audited", "audited_wrong", b"audited_wrong", "bound_alarms", b"bound_alarms", "bytes", b"bytes", "degraded", b"degraded", "embedder_fingerprint", b"embedder_fingerprint", "entries", b"entries", "evicted", b"evicted", "exact_hits", b"exact_hits", "expired", b"expired", "explored", b"explored", "lookups", b"lookups", "lost_answers", b"lost_answers", "max_bytes", b"max_bytes", "misses", b"misses", "refused", b"refused", "rejected", b"rejected", "semantic_hits", b"semantic_hits", "stored", b"stored", "uptime", b"uptime", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

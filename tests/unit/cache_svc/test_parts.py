@@ -212,6 +212,37 @@ def test_quarantine_is_bounded_and_per_tenant() -> None:
     assert not quarantine.holds(key_of("b", tenant="other"))
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30)), max_size=60), st.integers(1, 12)
+)
+def test_one_tenants_reports_never_push_out_anothers(
+    reports: list[tuple[str, int]], limit: int
+) -> None:
+    """A report costs another tenant a bar only where that one has more; memory and disk agree."""
+    on_disk: dict[tuple[str, bytes], None] = {}
+
+    def remember(bar: tuple[str, bytes], barred: bool) -> None:
+        on_disk.pop(bar, None)
+        if barred:
+            on_disk[bar] = None
+
+    quarantine = Quarantine(limit, on_change=remember)
+    for tenant, number in reports:
+        before = list(on_disk)
+        held = {name: sum(bar[0] == name for bar in before) for name in "ab"}
+        key = key_of(f"{number}", tenant=tenant)
+        quarantine.bar(key)
+        assert quarantine.holds(key)
+        lost = [bar for bar in before if bar not in on_disk]
+        assert all(name == tenant or held[name] > held[tenant] for name, _ in lost)
+        # The oldest of a tenant goes first.
+        for name, exact in lost:
+            assert (name, exact) == next(bar for bar in before if bar[0] == name)
+        assert len(quarantine) == len(on_disk) <= limit
+    again = Quarantine(limit, barred=on_disk)
+    assert len(again) == len(on_disk)
+
+
 def test_stats_are_bounded() -> None:
     """Counters of tenants beyond the bound are forgotten; the total is not."""
     stats = Stats(max_tenants=2)
