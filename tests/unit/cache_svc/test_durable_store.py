@@ -497,7 +497,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
                     file.write(bytes(4096))
             for number in range(100, 105):
                 assert not await kept_on_disk(shop, entry_of(number, answer=bytes(MIB)))
-            assert shop.store._writer.lost_answers > 0
+            assert shop.store.lost_answers > 0
             assert shop.store.find("t0", entries[0].key.exact) is entries[0]
             shop.store.remove([entries[1]], Removal.INVALIDATED)
             ballast.unlink()
