@@ -36,6 +36,7 @@ APPLICATION_ID = 0x51DECACE
 SCHEMA_VERSION = 2
 _PAGE_BYTES = 8192
 _LOG_BYTES = 64 << 20
+_MAX_BOUNDS = 10_000
 _FILE_MAGIC = b"SQLite format 3\0"
 _SCHEMA = """
 BEGIN;
@@ -216,8 +217,18 @@ class AnswerDatabase:
         return self._of_lineage(found, lineage, "judgements of answers")
 
     def bounds(self, lineage: bytes) -> list[BoundState]:
-        """What was learnt of tenants' namespaces by a bound of this lineage."""
-        found = self._readable("SELECT * FROM bounds", read_bound, "bounds of tenants")
+        """What was learnt of tenants' namespaces by a bound of this lineage, oldest first.
+
+        Those beyond the newest ten thousand are deleted.
+        """
+        delete = (
+            "DELETE FROM bounds WHERE rowid<="
+            "(SELECT rowid FROM bounds ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
+        )
+        with _damage_told(self._path):
+            self._db.execute(delete, [_MAX_BOUNDS])
+        query = "SELECT * FROM bounds ORDER BY rowid"
+        found = self._readable(query, read_bound, "bounds of tenants")
         return self._of_lineage(found, lineage, "bounds of tenants")
 
     def _readable(self, query: str, read: Callable[[Any], Read], what: str) -> list[Read]:
