@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from benchmarks.sieve import Sieve
-from cache_svc.gdsf import Gdsf
+from cache_svc.gdsf import Gdsf, Item
 
 # An entry beside its answer: bookkeeping, keys, a prompt, a vector of 384 dimensions.
 ENTRY_BYTES = 3000
@@ -78,7 +78,44 @@ class PlainSieve(Sieve):
         super().add(entry_id)
 
 
-class FlatGdsf(Gdsf):
+class GdsfById:
+    """The store's own queue, asked by id."""
+
+    def __init__(self) -> None:
+        self._queue: Gdsf[Item] = Gdsf()
+        self._ids: dict[int, int] = {}
+        self._items: dict[int, Item] = {}
+
+    def add(self, entry_id: int, worth: float) -> None:
+        # Ids come again after an eviction, arrivals only rise.
+        item = self._items[entry_id] = Item(len(self._ids), worth)
+        self._ids[item.arrival] = entry_id
+        self._queue.add(item)
+
+    def touch(self, entry_id: int) -> None:
+        self._queue.touch(self._items[entry_id])
+
+    def remove(self, entry_id: int) -> None:
+        self._queue.remove(self._items.pop(entry_id))
+
+    def victim(self) -> int:
+        return self._ids[self._queue.victim().arrival]
+
+    def restart(self, *, keep_hits: bool) -> None:
+        """As a store that comes back from disk: with hits and priorities, or with neither."""
+        queue: Gdsf[Item] = Gdsf()
+        for entry_id, old in list(self._items.items()):
+            item = self._items[entry_id] = Item(old.arrival, old.worth)
+            if keep_hits:
+                item.hits, item.priority = old.hits, old.priority
+                queue.bring_back(item)
+            else:
+                queue.add(item)
+        queue.resume()
+        self._queue = queue
+
+
+class FlatGdsf(GdsfById):
     """GDSF with one worth for all: frequency and age alone."""
 
     def add(self, entry_id: int, worth: float) -> None:
@@ -89,14 +126,20 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "lru": Lru,
     "sieve": PlainSieve,
     "gdsf, worth 1": FlatGdsf,
-    "gdsf": Gdsf,
+    "gdsf": GdsfById,
 }
 
 
-def tokens_saved(requests: Iterable[Request], policy: Policy, max_bytes: int) -> tuple[int, int]:
-    """Run a stream through one store; returns tokens saved and tokens asked for."""
-    kept: dict[int, int] = {}
-    used = saved = asked = 0
+def tokens_saved(
+    requests: Iterable[Request], policy: Policy, max_bytes: int, kept: dict[int, int] | None = None
+) -> tuple[int, int]:
+    """Run a stream through one store; returns tokens saved and tokens asked for.
+
+    ``kept``: what the store holds, by key and size; changed.
+    """
+    kept = {} if kept is None else kept
+    used = sum(kept.values())
+    saved = asked = 0
     for request in requests:
         asked += request.tokens
         if request.key in kept:
@@ -112,6 +155,23 @@ def tokens_saved(requests: Iterable[Request], policy: Policy, max_bytes: int) ->
             kept[request.key] = request.size
             used += request.size
     return saved, asked
+
+
+def measure_restart(name: str, requests: list[Request]) -> Iterator[dict[str, object]]:
+    """What the half of a stream after a restart saves, with and without the hits of before."""
+    half = len(requests) // 2
+    distinct = {request.key: request.size for request in requests}
+    for share in SHARES:
+        max_bytes = int(sum(distinct.values()) * share)
+        for how in ("lru", "gdsf, no restart", "gdsf, hits kept", "gdsf, hits lost"):
+            policy = Lru() if how == "lru" else GdsfById()
+            kept: dict[int, int] = {}
+            tokens_saved(requests[:half], policy, max_bytes, kept)
+            if isinstance(policy, GdsfById) and "no restart" not in how:
+                policy.restart(keep_hits="kept" in how)
+            saved, asked = tokens_saved(requests[half:], policy, max_bytes, kept)
+            row: dict[str, object] = {"stream": name, "store_share": share, "after_restart": how}
+            yield {**row, "tokens_saved": round(saved / asked, 4)}
 
 
 def _lines(path: Path) -> Iterator[dict[str, object]]:
@@ -177,6 +237,7 @@ def main() -> None:
     arguments.add_argument("--trace", type=Path, required=True, help="requests with output_length")
     arguments.add_argument("--questions", type=Path, help="one question a line")
     arguments.add_argument("--requests", type=int, default=100_000)
+    arguments.add_argument("--restart", action="store_true", help="what a restart costs, instead")
     chosen = arguments.parse_args()
     streams = {"blocks": block_stream(chosen.trace)}
     if chosen.questions is not None:
@@ -184,7 +245,8 @@ def main() -> None:
             stream = zipf_stream(chosen.questions, chosen.trace, chosen.requests, exponent)
             streams[f"zipf {exponent}"] = stream
     for name, requests in streams.items():
-        for row in measure(name, requests):
+        rows = measure_restart if chosen.restart else measure
+        for row in rows(name, requests):
             print(json.dumps(row), flush=True)
 
 

@@ -32,10 +32,12 @@ class BoundSettings(BaseModel):
     """Cosine from which on two answers say the same."""
     judge_chars: Annotated[int, Field(ge=16, le=4096)] = 500
     """An answer is judged by its beginning: so many characters, inside the window."""
-    judge_false_accept: _Noise = 0.0
-    """How often the judge takes different answers for the same."""
+    judge_false_accept: _Noise = 0.18
+    """How often the judge takes different answers for the same; measured on trap pairs by
+    `python -m benchmarks.judge_noise`. It is taken out of what the judge reports."""
     judge_false_reject: _Noise = 0.0
-    """How often the judge takes equal answers for different. Zero is on the safe side."""
+    """How often the judge takes equal answers for different. Zero is on the safe side: what
+    it rejects counts as wrong."""
     max_scopes: _Count = 1000
     """Bounds kept at once; one left alone the longest starts anew."""
     max_entries: _Count = 10_000

@@ -10,9 +10,9 @@ from sidecache.errors import SidecacheError
 # eviction queue and the expiry heap (measured with tracemalloc; a test keeps the
 # figure honest).
 ENTRY_OVERHEAD_BYTES = 800
-# What a vector costs beside its numbers: its index where the scope is small; ids,
+# What a vector costs beside its numbers of two bytes: its index where the scope is small; ids,
 # sets and the slack of growing arrays where it is large (measured as resident memory).
-VECTOR_OVERHEAD_BYTES = 450
+VECTOR_OVERHEAD_BYTES = 530
 
 _NAME_DIGITS = 16
 
@@ -104,7 +104,7 @@ class Entry:
         size = ENTRY_OVERHEAD_BYTES + len(self.answer) + len(key.scope) + len(key.exact)
         size += sum(map(_string_bytes, texts))
         if self.vector_dimension:
-            size += VECTOR_OVERHEAD_BYTES + 4 * self.vector_dimension
+            size += VECTOR_OVERHEAD_BYTES + 2 * self.vector_dimension
         return size
 
 

@@ -3,18 +3,19 @@
 Most scopes hold one or two answers, since the history of a conversation is part
 of its scope, and most tenants some hundreds. A FAISS index costs 3 KB before its
 first vector and doubles its memory as it grows, so a small scope is a numpy matrix
-with little room to spare.
+with little room to spare, in 16 bits a number.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 
 from cache_svc.entry import DuplicateId
+from cache_svc.packed_vector import Packed, check_packed, cosines, pack, unpack
 from cache_svc.vector_index import (
-    Matrix,
+    DimensionMismatch,
     Neighbor,
     Vector,
     check_id,
@@ -34,7 +35,7 @@ class _Rows(NamedTuple):
     """
 
     ids: tuple[int, ...]
-    vectors: Matrix
+    vectors: Packed
 
 
 class PlainIndex:
@@ -47,7 +48,7 @@ class PlainIndex:
 
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension
-        self._room: Matrix = np.empty((0, dimension), np.float32)
+        self._room: Packed = np.empty((0, dimension), np.int16)
         self._rows = _Rows((), self._room)
 
     def __len__(self) -> int:
@@ -59,28 +60,46 @@ class PlainIndex:
     def __iter__(self) -> Iterator[tuple[int, Vector]]:
         """Each id with its vector."""
         rows = self._rows
-        return zip(rows.ids, rows.vectors, strict=True)
+        return zip(rows.ids, unpack(rows.vectors), strict=True)
 
     def add(self, entry_id: int, vector: Vector) -> None:
         check_id(entry_id)
         row = check_vector(vector, self.dimension)
         with self._changing:
-            ids, vectors = self._rows
-            if entry_id in ids:
-                raise DuplicateId(f"id {entry_id} is in the index already")
-            taken = len(ids)
-            if taken == len(self._room):
-                self._room = np.empty((taken + 1 + taken // _SPARE, self.dimension), np.float32)
-                self._room[:taken] = vectors
-            self._room[taken] = row[0]
-            self._rows = _Rows((*ids, entry_id), self._room[: taken + 1])
+            self._append((entry_id,), pack(row))
+
+    def add_packed(self, entry_ids: Sequence[int], packed: Packed) -> None:
+        """Add vectors that :func:`cache_svc.packed_vector.pack` made, shape (n, dimension).
+
+        Raises:
+            VectorRefused, DuplicateId: as for one; the index is unchanged.
+        """
+        if packed.shape[1:] != (self.dimension,):
+            raise DimensionMismatch(f"rows of shape {packed.shape} in an index of {self.dimension}")
+        check_packed(packed)
+        check_id(min(entry_ids))
+        with self._changing:
+            self._append(tuple(entry_ids), packed)
+
+    def _append(self, new: tuple[int, ...], packed: Packed) -> None:
+        ids, vectors = self._rows
+        there = set(ids) if len(new) > 1 else ids
+        if len({*new}) < len(new) or any(entry_id in there for entry_id in new):
+            raise DuplicateId(f"an id of {len(new)} is in the index already, or given twice")
+        taken = len(ids)
+        rows = taken + len(new)
+        if rows > len(self._room):
+            self._room = np.empty((rows + taken // _SPARE, self.dimension), np.int16)
+            self._room[:taken] = vectors
+        self._room[taken:rows] = packed
+        self._rows = _Rows((*ids, *new), self._room[:rows])
 
     def search(self, vector: Vector, k: int) -> list[Neighbor]:
         row = check_vector(vector, self.dimension)
         ids, vectors = self._rows
         if not ids:
             return []
-        scores = vectors @ row[0]
+        scores = cosines(vectors, row[0])
         # NaN would sort anywhere; checked_neighbors refuses it among the best k.
         best = np.argsort(-scores, kind="stable")[:k]
         return checked_neighbors(np.array(ids, np.int64)[best], scores[best])

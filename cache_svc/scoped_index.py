@@ -6,10 +6,11 @@ two tenants' vectors could meet in.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 
 from cache_svc.entry import Place
+from cache_svc.packed_vector import Packed, unpack
 from cache_svc.plain_index import PlainIndex
 from cache_svc.vector_index import Neighbor, Vector, VectorIndex
 
@@ -67,6 +68,19 @@ class ScopedIndex:
         index.add(entry_id, vector)
         self._indexes[place] = index
         self._vectors += 1
+
+    def add_packed(self, place: Place, entry_ids: Sequence[int], packed: Packed) -> None:
+        """Make stored vectors findable, many at once; raises as PlainIndex.add_packed does."""
+        index = self._indexes.get(place)
+        if index is None:
+            index = PlainIndex(self._dimension)
+        if isinstance(index, PlainIndex) and len(index) + len(entry_ids) <= PLAIN_ROWS:
+            index.add_packed(entry_ids, packed)
+            self._indexes[place] = index
+            self._vectors += len(entry_ids)
+        else:
+            for entry_id, vector in zip(entry_ids, unpack(packed), strict=True):
+                self.add(place, entry_id, vector)
 
     def _grown(self, small: PlainIndex) -> VectorIndex:
         large = self._new_index()

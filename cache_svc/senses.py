@@ -1,6 +1,7 @@
 """Which stored answers say the same: entries judged alike share a sense."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 
 class Senses:
@@ -12,10 +13,12 @@ class Senses:
     Args:
         max_entries: the sense given longest ago is forgotten beyond this number; its
             entry then has no voice among its neighbours.
+        on_given: told of every entry that gets a sense.
     """
 
-    def __init__(self, max_entries: int) -> None:
+    def __init__(self, max_entries: int, on_given: Callable[[int], None] = lambda _: None) -> None:
         self._max_entries = max_entries
+        self._on_given = on_given
         self._senses: OrderedDict[int, int] = OrderedDict()
 
     def of(self, entry_id: int) -> int | None:
@@ -27,3 +30,4 @@ class Senses:
         self._senses[entry_id] = sense
         if len(self._senses) > self._max_entries:
             self._senses.popitem(last=False)
+        self._on_given(entry_id)

@@ -5,12 +5,13 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 import grpc
 
 from cache_svc.departures import Departures
 from cache_svc.durable.restore import restore_vectors
-from cache_svc.durable.store import Opened, open_durable_store
+from cache_svc.durable.store import DurableStore, Opened, open_durable_store
 from cache_svc.embedder import Embedder
 from cache_svc.embedders.onnx import OnnxEmbedder
 from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
@@ -20,10 +21,11 @@ from cache_svc.growing_index import Builder, GrowingIndex, RebuildPolicy
 from cache_svc.intake import Intake, IntakeLimits
 from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.learning import Learning
+from cache_svc.learnt import Learnt, lineage
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
 from cache_svc.new_entry_rate import NewEntryRate
-from cache_svc.open_gate import open_gate
+from cache_svc.open_gate import OpenGate, open_gate
 from cache_svc.owned_task import owned_task
 from cache_svc.prefix_tier import open_prefix_tier
 from cache_svc.quarantine import Quarantine
@@ -45,6 +47,19 @@ from sidecache.v1 import cache_pb2_grpc
 MINILM_WEIGHTS = "minilm-l6-v2-int8"
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What most parts of one sidecar are made from; ``queue`` None: the semantic tier is off."""
+
+    settings: CacheSettings
+    telemetry: Telemetry
+    clock: Clock
+    stats: Stats
+    queue: EmbeddingQueue | None
+    index: ScopedIndex
+    executor: Executor
+
+
 @asynccontextmanager
 async def serve(
     settings: CacheSettings, telemetry: Telemetry, *, clock: Clock = time.monotonic
@@ -58,30 +73,25 @@ async def serve(
             not listened on.
     """
     async with AsyncExitStack() as stack:
-        threads = settings.semantic.search_threads
-        executor = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="search"))
-        builder = stack.enter_context(Builder())
-        queue = None
-        if settings.semantic.enabled:
-            queue = await stack.enter_async_context(_open_queue(settings.semantic))
-        index = _empty_index(settings.semantic, queue, executor, builder)
-        stats = Stats()
-        departures = Departures(index, stats)
+        shared = await _open_shared(stack, settings, telemetry, clock)
+        queue, index = shared.queue, shared.index
+        departures = Departures(index, shared.stats)
         durable = await _open_durable(stack, settings, queue, clock, departures)
-        tier = None
-        if queue is not None:
-            verifier = await asyncio.to_thread(_load_verifier, settings.semantic)
-            gate = open_gate(settings.semantic.bound, queue, stats, telemetry.meter)
-            tier = _semantic_tier(settings.semantic, queue, index, verifier, executor, gate)
+        store = _store(settings, durable, clock, departures)
+        departures.metrics = _store_metrics(telemetry, store)
+        opened = _open_gate(shared, durable)
+        tier = await _open_tier(shared, None if opened is None else opened.gate)
         quarantine = _open_quarantine(settings.semantic, durable)
-        service, store, learning = _assemble(
-            settings, telemetry, queue, tier, index, stats, departures, durable, quarantine, clock
-        )
+        learning = _open_learning(shared, tier, store)
+        service = _service(shared, store, tier, quarantine, learning, departures.metrics)
         if learning is not None:
             await stack.enter_async_context(owned_task(learning.run(), "learning"))
         if durable is not None:
             returning = _bring_vectors_back(durable, index, queue, quarantine, settings.semantic)
             await stack.enter_async_context(owned_task(returning, "vectors from disk"))
+            learnt = None if opened is None else opened.learnt
+            keeping = _keep_learnt(durable.store, learnt, settings.store.learnt_interval_s)
+            await stack.enter_async_context(owned_task(keeping, "learnt to disk"))
         service.prefix = await stack.enter_async_context(
             open_prefix_tier(settings.prefix, telemetry)
         )
@@ -94,6 +104,20 @@ async def serve(
         yield await stack.enter_async_context(
             open_server(settings.server, telemetry, register, services=[SERVICE_NAME])
         )
+
+
+async def _open_shared(
+    stack: AsyncExitStack, settings: CacheSettings, telemetry: Telemetry, clock: Clock
+) -> _Shared:
+    """The embedder's queue, the threads, and an index that is empty yet."""
+    threads = settings.semantic.search_threads
+    executor = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="search"))
+    builder = stack.enter_context(Builder())
+    queue = None
+    if settings.semantic.enabled:
+        queue = await stack.enter_async_context(_open_queue(settings.semantic))
+    index = _empty_index(settings.semantic, queue, executor, builder)
+    return _Shared(settings, telemetry, clock, Stats(), queue, index, executor)
 
 
 async def _open_durable(
@@ -112,6 +136,7 @@ async def _open_durable(
         clock,
         departures,
         fingerprint="" if queue is None else queue.fingerprint,
+        lineage=b"" if queue is None else lineage(settings.semantic.bound, queue.fingerprint),
         durability=settings.store.durability,
         on_corrupt=settings.store.on_corrupt,
         max_waiting_bytes=settings.store.max_waiting_bytes,
@@ -161,63 +186,91 @@ def _empty_index(
     )
 
 
-def _assemble(
-    settings: CacheSettings,
-    telemetry: Telemetry,
-    queue: EmbeddingQueue | None,
+def _store(
+    settings: CacheSettings, durable: Opened | None, clock: Clock, departures: Departures
+) -> AnswerStore:
+    if durable is not None:
+        return durable.store
+    return MemoryStore(settings.max_bytes, clock, departures)
+
+
+def _store_metrics(telemetry: Telemetry, store: AnswerStore) -> StoreMetrics:
+    return StoreMetrics(telemetry.meter, lambda: store.usage().entries, lambda: store.usage().bytes)
+
+
+def _open_learning(
+    shared: _Shared, tier: SemanticTier | None, store: AnswerStore
+) -> Learning | None:
+    """What teaches the bound on false hits; None where there is none."""
+    if shared.queue is None or tier is None or tier.gate is None:
+        return None
+    waiting = shared.settings.semantic.max_waiting
+    return Learning(tier.gate, store, shared.queue, shared.index, max_waiting=waiting)
+
+
+def _service(
+    shared: _Shared,
+    store: AnswerStore,
     tier: SemanticTier | None,
-    index: ScopedIndex,
-    stats: Stats,
-    departures: Departures,
-    durable: Opened | None,
     quarantine: Quarantine,
-    clock: Clock,
-) -> tuple[CacheService, AnswerStore, Learning | None]:
-    """Wire the parts; ``queue`` is None where the semantic tier is off."""
-    store: AnswerStore = (
-        MemoryStore(settings.max_bytes, clock, departures) if durable is None else durable.store
-    )
-    departures.metrics = StoreMetrics(
-        telemetry.meter, lambda: store.usage().entries, lambda: store.usage().bytes
-    )
+    learning: Learning | None,
+    store_metrics: StoreMetrics,
+) -> CacheService:
+    """The service over parts that exist."""
+    settings, queue, clock = shared.settings, shared.queue, shared.clock
     admission = settings.admission
     rate = NewEntryRate(admission.new_entries_per_s, admission.burst, clock)
-    learning = None
-    if queue is not None and tier is not None and tier.gate is not None:
-        waiting = settings.semantic.max_waiting
-        learning = Learning(tier.gate, store, queue, index, max_waiting=waiting)
-    service = CacheService(
-        LookupPath(store, tier, clock, telemetry.tracer),
-        Intake(store, index, queue, quarantine, _limits(settings), clock, rate),
+    return CacheService(
+        LookupPath(store, tier, clock, shared.telemetry.tracer),
+        Intake(store, shared.index, queue, quarantine, _limits(settings), clock, rate),
         store,
         quarantine,
-        stats,
-        LookupMetrics(telemetry.meter),
-        departures.metrics,
+        shared.stats,
+        LookupMetrics(shared.telemetry.meter),
+        store_metrics,
         fingerprint="" if queue is None else queue.fingerprint,
         max_store_entries=settings.max_store_entries,
         clock=clock,
         learning=learning,
     )
-    return service, store, learning
 
 
-def _semantic_tier(
-    settings: SemanticSettings,
-    queue: EmbeddingQueue,
-    index: ScopedIndex,
-    verifier: PairVerifier,
-    executor: Executor,
-    gate: Gate | None,
-) -> SemanticTier:
+def _open_gate(shared: _Shared, durable: Opened | None) -> OpenGate | None:
+    """The bound on false hits, with what it learnt before; None where it is off."""
+    if shared.queue is None:
+        return None
+    bound = shared.settings.semantic.bound
+    return open_gate(bound, shared.queue, shared.stats, shared.telemetry.meter, durable)
+
+
+async def _keep_learnt(store: DurableStore, learnt: Learnt | None, interval_s: float) -> None:
+    """Write hits and what was learnt again and again, and once more at the end."""
+    try:
+        while True:
+            await asyncio.sleep(interval_s)
+            store.write_uses()
+            if learnt is not None:
+                learnt.write()
+    finally:
+        store.write_uses()
+        if learnt is not None:
+            learnt.write()
+
+
+async def _open_tier(shared: _Shared, gate: Gate | None) -> SemanticTier | None:
+    """The semantic tier; None where it is off."""
+    settings, queue = shared.settings.semantic, shared.queue
+    if queue is None:
+        return None
+    verifier = await asyncio.to_thread(_load_verifier, settings)
     return SemanticTier(
         queue,
-        index,
+        shared.index,
         verifier,
         min_similarity=settings.min_similarity,
         neighbors=settings.neighbors,
         budget_s=settings.budget_s,
-        executor=executor,
+        executor=shared.executor,
         gate=gate,
     )
 

@@ -189,6 +189,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
             audited=counters.audited,
             audited_wrong=counters.audited_wrong,
             bound_alarms=counters.bound_alarms,
+            lost_answers=self._store.lost_answers,
             embedder_fingerprint=self._fingerprint,
             uptime=write_duration(self._clock() - self._started_s),
         )

@@ -81,6 +81,9 @@ class StoreSettings(BaseModel):
     are dropped), with an error in the log. "refuse" does not start."""
     max_waiting_bytes: Annotated[int, Field(ge=MIB)] = 64 * MIB
     """Answers that wait for the disk; beyond it new ones are refused."""
+    learnt_interval_s: PositiveSeconds = 1.0
+    """How often hit counts and what the bound on false hits has learnt are written; an alarm
+    is at once."""
 
 
 class AdmissionSettings(BaseModel):

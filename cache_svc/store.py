@@ -1,13 +1,13 @@
 """The answer store: what is kept, how much of it, and for how long."""
 
-import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
 from cache_svc.entry import DuplicateId, Entry
-from cache_svc.gdsf import Gdsf
+from cache_svc.expiries import Expiries
+from cache_svc.gdsf import Gdsf, Item
 from cache_svc.vector_index import Vector
 from sidecache.errors import SidecacheError, Unavailable
 
@@ -89,6 +89,11 @@ class AnswerStore(Protocol):
         """The bound that the sum of all entries' ``size_bytes`` never exceeds."""
         ...
 
+    @property
+    def lost_answers(self) -> int:
+        """Answers that were taken and that the disk then refused, since the start."""
+        ...
+
     def find(self, tenant: str, exact: bytes) -> Entry | None:
         """The living entry that answers exactly this request."""
         ...
@@ -150,6 +155,17 @@ class AnswerStore(Protocol):
         ...
 
 
+class Kept(Item):
+    """An entry in the store with its place in the eviction queue; ``arrival`` numbers it."""
+
+    __slots__ = ("entry",)
+
+    def __init__(self, entry: Entry, number: int, size: int) -> None:
+        # An answer whose tokens nobody counted still saves a call.
+        super().__init__(number, max(1, entry.tokens) / size)
+        self.entry = entry
+
+
 class _Shelf:
     """One tenant's entries."""
 
@@ -157,7 +173,7 @@ class _Shelf:
 
     def __init__(self) -> None:
         self.by_exact: dict[bytes, Entry] = {}
-        self.queue = Gdsf()
+        self.queue: Gdsf[Kept] = Gdsf()
         self.bytes = 0
         self.vectors = 0
 
@@ -180,23 +196,30 @@ class MemoryStore:
         self.max_bytes = max_bytes
         self._clock = clock
         self._on_removed = on_removed
-        self._by_id: dict[int, Entry] = {}
+        self._by_id: dict[int, Kept] = {}
         self._shelves: dict[str, _Shelf] = {}
-        self._expiries: list[tuple[float, int]] = []
+        self._expiries = Expiries()
+        self._next_number = 1
         self._bytes = 0
         self._vectors = 0
+
+    @property
+    def lost_answers(self) -> int:
+        return 0
 
     def find(self, tenant: str, exact: bytes) -> Entry | None:
         shelf = self._shelves.get(tenant)
         return self._living(shelf.by_exact.get(exact)) if shelf is not None else None
 
     def get(self, tenant: str, entry_id: int) -> Entry | None:
-        entry = self._living(self._by_id.get(entry_id))
+        kept = self._by_id.get(entry_id)
+        entry = self._living(None if kept is None else kept.entry)
         return entry if entry is not None and entry.key.tenant == tenant else None
 
     def touch(self, entry: Entry) -> None:
-        if entry.id in self._by_id:
-            self._shelves[entry.key.tenant].queue.touch(entry.id)
+        kept = self._by_id.get(entry.id)
+        if kept is not None:
+            self._shelves[entry.key.tenant].queue.touch(kept)
 
     def put(self, entry: Entry, vector: Vector | None = None) -> None:
         size = entry.size_bytes
@@ -229,20 +252,14 @@ class MemoryStore:
         return [e for e in shelf.by_exact.values() if e.expires_s > now and selection.matches(e)]
 
     def remove(self, entries: Iterable[Entry], why: Removal) -> int:
-        removed = [entry for entry in entries if self._drop(entry)]
+        removed = [entry for entry in entries if self._drop(entry) is not None]
         if removed:
             self._on_removed(removed, why)
         return len(removed)
 
     def expire(self) -> int:
-        now = self._clock()
-        due = []
-        while self._expiries and self._expiries[0][0] <= now:
-            expires_s, entry_id = heapq.heappop(self._expiries)
-            entry = self._by_id.get(entry_id)
-            if entry is not None and entry.expires_s == expires_s:
-                due.append(entry)
-        return self.remove(due, Removal.EXPIRED)
+        due = self._expiries.due(self._clock(), self._expires_s)
+        return self.remove([self._by_id[entry_id].entry for entry_id in due], Removal.EXPIRED)
 
     def usage(self, tenant: str = "") -> Usage:
         if not tenant:
@@ -257,6 +274,8 @@ class MemoryStore:
 
     def _make_room(self, tenant: str, size: int) -> None:
         """Evict until ``size`` bytes more for ``tenant`` keep the bound."""
+        if self._bytes + size <= self.max_bytes:
+            return
 
         def bytes_with_newcomer(shelf_of: str) -> int:
             return self._shelves[shelf_of].bytes + (size if shelf_of == tenant else 0)
@@ -264,35 +283,48 @@ class MemoryStore:
         evicted = []
         while self._bytes + size > self.max_bytes:
             largest = max(self._shelves, key=bytes_with_newcomer)
-            victim = self._by_id[self._shelves[largest].queue.victim()]
+            victim = self._shelves[largest].queue.victim().entry
             self._drop(victim)
             evicted.append(victim)
         if evicted:
             self._on_removed(evicted, Removal.EVICTED)
 
     def _insert(self, entry: Entry, size: int) -> None:
-        shelf = self._shelves.setdefault(entry.key.tenant, _Shelf())
-        shelf.by_exact[entry.key.exact] = entry
-        # An answer whose tokens nobody counted still saves a call.
-        shelf.queue.add(entry.id, max(1, entry.tokens) / size)
-        self._by_id[entry.id] = entry
-        heapq.heappush(self._expiries, (entry.expires_s, entry.id))
-        self._count(shelf, size, 1 if entry.vector_dimension else 0)
+        kept = Kept(entry, self._next_number, size)
+        self._next_number += 1
+        self._shelve(kept, size).queue.add(kept)
 
-    def _drop(self, entry: Entry) -> bool:
-        """Take an entry out of every table; False when it was not there."""
-        if self._by_id.get(entry.id) is not entry:
-            return False
+    def _shelve(self, kept: Kept, size: int) -> _Shelf:
+        """Enter it in every table but the eviction queue; returns where that is."""
+        entry = kept.entry
+        shelf = self._shelves.get(entry.key.tenant)
+        if shelf is None:
+            shelf = self._shelves[entry.key.tenant] = _Shelf()
+        shelf.by_exact[entry.key.exact] = entry
+        self._by_id[entry.id] = kept
+        self._expiries.add(entry.expires_s, entry.id)
+        self._count(shelf, size, 1 if entry.vector_dimension else 0)
+        return shelf
+
+    def _drop(self, entry: Entry) -> Kept | None:
+        """Take an entry out of every table; None when it was not there."""
+        kept = self._by_id.get(entry.id)
+        if kept is None or kept.entry is not entry:
+            return None
         del self._by_id[entry.id]
         tenant = entry.key.tenant
         shelf = self._shelves[tenant]
         del shelf.by_exact[entry.key.exact]
-        shelf.queue.remove(entry.id)
+        shelf.queue.remove(kept)
         self._count(shelf, -entry.size_bytes, -1 if entry.vector_dimension else 0)
         if not shelf.by_exact:
             del self._shelves[tenant]
         self._prune_expiries()
-        return True
+        return kept
+
+    def _expires_s(self, entry_id: int) -> float | None:
+        kept = self._by_id.get(entry_id)
+        return None if kept is None else kept.entry.expires_s
 
     def _count(self, shelf: _Shelf, size: int, vectors: int) -> None:
         shelf.bytes += size
@@ -301,7 +333,7 @@ class MemoryStore:
         self._vectors += vectors
 
     def _prune_expiries(self) -> None:
-        """Rebuild the heap once most of it belongs to entries that left early."""
+        """Start over once most of it belongs to entries that left early."""
         if len(self._expiries) > 64 + 2 * len(self._by_id):
-            self._expiries = [(e.expires_s, e.id) for e in self._by_id.values()]
-            heapq.heapify(self._expiries)
+            entries = (kept.entry for kept in self._by_id.values())
+            self._expiries.rebuild((entry.expires_s, entry.id) for entry in entries)

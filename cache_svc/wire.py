@@ -1,6 +1,8 @@
 """From messages to the cache's nouns, every field checked, and back."""
 
 import math
+from functools import lru_cache
+from typing import TypeVar
 
 from google.protobuf import duration_pb2
 
@@ -61,7 +63,17 @@ def read_key(key: cache_pb2.CacheKey) -> Key:
         raise InvalidRequest(f"has {len(scope)} bytes, must have 32", field="key.scope")
     if len(exact) != DIGEST_BYTES:
         raise InvalidRequest(f"has {len(exact)} bytes, must have 32", field="key.exact")
-    return Key(tenant, key.namespace, key.model, scope, exact, key.semantic_text)
+    names = (_shared(tenant), _shared(key.namespace), _shared(key.model))
+    return Key(*names, _shared(scope), exact, key.semantic_text)
+
+
+_Name = TypeVar("_Name", str, bytes)
+
+
+@lru_cache(maxsize=4096)
+def _shared(name: _Name) -> _Name:
+    """The same name as one object, however many messages it came in."""
+    return name
 
 
 def check_name(name: str, field: str, *, may_be_empty: bool = False) -> None:

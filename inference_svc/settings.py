@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from inference_svc.vllm_settings import VllmSettings
 from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings
+from inference_svc.vllm_settings import VllmSettings
 from observability.settings import (
     PositiveSeconds,
     Seconds,
@@ -86,7 +86,8 @@ class WorkerSettings(BaseSettings):
     """What requests call the model. Empty: smollm2-135m-instruct, scripted, or
     the folder's name."""
     model_path: Path | None = None
-    """A GGUF file; for vllm and tensorrt_llm a Hugging Face folder. Unset: what `sidecache pull` fetched."""
+    """A GGUF file; for vllm and tensorrt_llm a Hugging Face folder. Unset: what `sidecache pull`
+    fetched."""
     max_sequences: Count = 16
     """Sequences generated at once."""
     max_waiting: Annotated[int, Field(ge=0)] = 64

@@ -119,10 +119,15 @@ class StoreMetrics:
     Args:
         entries: how many answers are kept now.
         stored_bytes: how many bytes they take.
+        lost: how many the disk has refused after they were taken.
     """
 
     def __init__(
-        self, meter: Meter, entries: Callable[[], int], stored_bytes: Callable[[], int]
+        self,
+        meter: Meter,
+        entries: Callable[[], int],
+        stored_bytes: Callable[[], int],
+        lost: Callable[[], int] = lambda: 0,
     ) -> None:
         self._stores = meter.create_counter(
             names.CACHE_STORES, unit="{entry}", description="Entries offered, by result"
@@ -132,6 +137,8 @@ class StoreMetrics:
         )
         _gauge(meter, names.CACHE_ENTRIES, "{entry}", "Answers kept", entries, {})
         _gauge(meter, names.CACHE_BYTES, "By", "Bytes of the answers kept", stored_bytes, {})
+        lost_answers = "Answers taken that the disk then refused"
+        _total(meter, names.CACHE_LOST_ANSWERS, "{entry}", lost_answers, lost)
 
     def stored(self, status: Literal["stored", "exact_only", "refused"]) -> None:
         """Record one entry offered to the store."""
@@ -205,8 +212,20 @@ class PrefixMetrics:
         self._blocks.add(prompt_blocks - held_blocks, {names.PREFIX_HELD: False})
 
 
+class DroppedStoreMetrics:
+    """Answers that never reached the sidecar; for the router.
+
+    Args:
+        dropped: how many it gave up storing.
+    """
+
+    def __init__(self, meter: Meter, dropped: Callable[[], int]) -> None:
+        said = "Answers not stored: too many waited, or the sidecar did not take them"
+        _total(meter, names.CACHE_STORES_DROPPED, "{entry}", said, dropped)
+
+
 class QueueMetrics:
-    """How long one queue is, and how long it makes its items wait.
+    """How long one queue is.
 
     Args:
         queue: its name, e.g. admission, engine, store.
@@ -214,18 +233,15 @@ class QueueMetrics:
     """
 
     def __init__(self, meter: Meter, queue: str, depth: Callable[[], int]) -> None:
-        self._attributes = {names.QUEUE_NAME: queue}
-        self._wait = meter.create_histogram(
-            names.QUEUE_WAIT_DURATION,
-            unit="s",
-            description="Time spent waiting in a queue",
-            explicit_bucket_boundaries_advisory=names.TIME_TO_FIRST_TOKEN_BUCKETS,
-        )
-        _gauge(meter, names.QUEUE_DEPTH, "{item}", "Items that wait", depth, self._attributes)
+        attributes = {names.QUEUE_NAME: queue}
+        _gauge(meter, names.QUEUE_DEPTH, "{item}", "Items that wait", depth, attributes)
 
-    def waited(self, duration_s: float) -> None:
-        """Record one item that left the queue."""
-        self._wait.record(duration_s, self._attributes)
+
+def _total(meter: Meter, name: str, unit: str, description: str, read: Callable[[], int]) -> None:
+    def observe(_options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(read())]
+
+    meter.create_observable_counter(name, [observe], unit=unit, description=description)
 
 
 def _observe_each(

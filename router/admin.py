@@ -68,7 +68,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.GetCacheStatsResponse:
         self._door.identify(context).require_admin()
         stats = await self._desk.stats()
-        return admin_pb2.GetCacheStatsResponse(reachable=stats is not None, stats=stats)
+        return admin_pb2.GetCacheStatsResponse(
+            reachable=stats is not None, stats=stats, stores_dropped=self._desk.stores_dropped()
+        )
 
     async def InvalidateCache(
         self, request: admin_pb2.InvalidateCacheRequest, context: Context

@@ -4,7 +4,7 @@ The request path fails open (:mod:`router.cache_client`); a person who asks is
 told when nobody answers.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import grpc
@@ -25,9 +25,16 @@ class CacheDesk:
 
     Args:
         channel: to the sidecar; None: this router runs without one.
+        stores_dropped: how many answers this router gave up storing.
     """
 
-    def __init__(self, channel: grpc.aio.Channel | None, settings: LookupSettings) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel | None,
+        settings: LookupSettings,
+        stores_dropped: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.stores_dropped = stores_dropped
         self._open_stub = None if channel is None else cache_pb2_grpc.CacheServiceStub(channel)
         self._timeout_s = settings.operator_timeout_s
 

@@ -13,6 +13,7 @@ import grpc
 
 from observability.channel import open_channel
 from observability.listening import is_local
+from observability.metrics import DroppedStoreMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from router.account import Accounts
@@ -162,7 +163,8 @@ async def _cache(
             await stack.enter_async_context(_in_background(announcer.run(), "WorkerAnnouncer"))
             wants_hint = partial(_wants_hint, announcer, pool)
         client = CacheClient(channel, lookup, time.monotonic, wants_hint)
-        yield client, CacheDesk(channel, lookup)
+        DroppedStoreMetrics(telemetry.meter, lambda: client.stores_dropped)
+        yield client, CacheDesk(channel, lookup, lambda: client.stores_dropped)
 
 
 def _wants_hint(announcer: WorkerAnnouncer, pool: WorkerPool, model: ServedModel) -> bool:

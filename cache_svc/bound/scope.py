@@ -17,6 +17,7 @@ from cache_svc.bound.ledger import CREDIT, Ledger
 from cache_svc.bound.noise import PERFECT, JudgeNoise
 from cache_svc.bound.plan import Plan, make_plan
 from cache_svc.bound.prior import new_tallies
+from cache_svc.bound.snapshot import ScopeSnapshot
 
 # Observations of its band that an entry's own have to overrule.
 _ENTRY_PRIOR_WEIGHT = 4.0
@@ -87,6 +88,7 @@ class ScopeBound:
         rules: what the operator set.
         random: uniform numbers in [0, 1).
         on_regime: told whenever the scope falls back or recovers.
+        on_judged: told of an entry whose record changed.
     """
 
     def __init__(
@@ -94,10 +96,12 @@ class ScopeBound:
         rules: Rules,
         random: Callable[[], float],
         on_regime: Callable[[Regime], None],
+        on_judged: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._rules = rules
         self._random = random
         self._on_regime = on_regime
+        self._on_judged = on_judged
         self._tallies = new_tallies()
         self._records: OrderedDict[int, _Record] = OrderedDict()
         self._ledger = Ledger(rules.delta, rules.credit)
@@ -108,6 +112,8 @@ class ScopeBound:
         self._until_plan = _PLAN_EVERY
         self.regime = Regime.SERVING
         self.alarms = 0
+        # How often anything changed; to be compared, for whoever writes it down.
+        self.changes = 0
 
     @property
     def delta(self) -> float:
@@ -128,6 +134,46 @@ class ScopeBound:
     def ledger(self) -> Ledger:
         """What was served so far, by the bound's own accounting."""
         return self._ledger
+
+    def snapshot(self) -> ScopeSnapshot:
+        """All that was learnt but the records of entries."""
+        return ScopeSnapshot(
+            delta=self._rules.delta,
+            bands=tuple((tally.observed, tally.wrong, tally.seen) for tally in self._tallies),
+            promised=dict(self._promised),
+            hits=self._ledger.hits,
+            charged=self._ledger.charged,
+            credit=self._ledger.credit,
+            wealth=self._alarm.wealth,
+            exact_only=self.regime is Regime.EXACT_ONLY,
+            explored_since_alarm=self._explored_since_alarm,
+            alarms=self.alarms,
+        )
+
+    def resume(self, snapshot: ScopeSnapshot) -> None:
+        """Go on where an earlier process was; tells no listener."""
+        for tally, (observed, wrong, seen) in zip(self._tallies, snapshot.bands, strict=True):
+            tally.observed, tally.wrong, tally.seen = observed, min(wrong, observed), seen
+        self._promised = dict(snapshot.promised)
+        # A credit that the operator cut meanwhile is not spent, one used up not renewed.
+        credit = min(snapshot.credit, self._rules.credit)
+        self._ledger = Ledger(self._rules.delta, credit)
+        self._ledger.hits, self._ledger.charged = snapshot.hits, snapshot.charged
+        self._alarm.wealth = snapshot.wealth
+        self._explored_since_alarm = snapshot.explored_since_alarm
+        self.alarms = snapshot.alarms
+        self.regime = Regime.EXACT_ONLY if snapshot.exact_only else Regime.SERVING
+        self._plan = self._new_plan()
+
+    def record_of(self, entry_id: int) -> tuple[int, int]:
+        """How often candidates of an entry were judged right, and wrong."""
+        record = self._records.get(entry_id)
+        return (0, 0) if record is None else (record.right, record.wrong)
+
+    def bring_record_back(self, entry_id: int, right: int, wrong: int) -> None:
+        """Take in an entry's record of before a restart."""
+        record = self._record(entry_id)
+        record.right, record.wrong = right, wrong
 
     def assess(self, entry_id: int, evidence: Evidence) -> Decision:
         """Decide, and change nothing."""
@@ -211,6 +257,7 @@ class ScopeBound:
                 tally.fade(0.5)
         record.wrong += wrong
         record.right += not wrong
+        self._on_judged(entry_id)
         self._tick()
 
     def _check(self, risk: float, *, wrong: bool) -> None:
@@ -234,7 +281,9 @@ class ScopeBound:
             return
         self.regime = Regime.SERVING
         self._alarm.reset()
-        self._records.clear()  # of the days when answers were wrong
+        forgotten, self._records = self._records, OrderedDict()  # of the days of wrong answers
+        for entry_id in forgotten:
+            self._on_judged(entry_id)
         # Trust is given once: from here on only evidence pays.
         self._ledger = Ledger(self._rules.delta, credit=0.0)
         self._on_regime(self.regime)
@@ -250,6 +299,7 @@ class ScopeBound:
         return record
 
     def _tick(self) -> None:
+        self.changes += 1
         self._until_plan -= 1
         if self._until_plan <= 0:
             self._replan()

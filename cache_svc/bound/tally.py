@@ -39,11 +39,19 @@ class Tally:
         self.wrong *= keep
 
     def rate(self, noise: JudgeNoise) -> tuple[float, float]:
-        """Mean and standard deviation of P(wrong), the judge's noise taken out."""
-        weight = self.prior_weight + self.observed
-        believed = noise.blur(self.prior_rate)
-        mean = (self.prior_weight * believed + self.wrong) / weight
+        """Mean and standard deviation of P(wrong), the judge's noise taken out.
+
+        A noisy observation is worth power² of a perfect one; what was believed before
+        came from no judge and is not touched by its noise.
+        """
+        heard = self.observed * noise.power**2
+        weight = self.prior_weight + heard
+        wrong = 0.0
+        if self.observed:
+            wrong = heard * noise.sharpen(self.wrong / self.observed, 0.0)[0]
+        mean = (self.prior_weight * self.prior_rate + wrong) / weight
         # One count more than there are: a band that was never wrong is not thereby
         # certain (Gehrels, "Confidence limits for small numbers of events", 1986).
-        deviation = math.sqrt(mean * weight + 1.0) / weight
-        return noise.sharpen(mean, deviation)
+        # A judge that rejects right answers blurs with those as well.
+        spread = max(mean, noise.blur(mean))
+        return mean, math.sqrt(spread * weight + 1.0) / weight

@@ -2,20 +2,24 @@
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable
+
+import numpy as np
 
 from cache_svc.durable.database import CorruptDatabase
 from cache_svc.durable.row import CorruptRow, VectorRow, read_vector
 from cache_svc.durable.store import DurableStore
+from cache_svc.entry import Place
 from cache_svc.scoped_index import ScopedIndex
 from cache_svc.vector_index import VectorRefused
 from sidecache.errors import SetupError
 
 _log = logging.getLogger(__name__)
 
-READ_ROWS = 1024
-# So many are added before others may use the event loop: well under a millisecond.
-SLICE_ROWS = 32
+READ_ROWS = 4096
+# So many are added before others may use the event loop: about a millisecond.
+SLICE_ROWS = 128
 
 
 async def restore_vectors(
@@ -36,24 +40,37 @@ async def restore_vectors(
         while rows := await asyncio.to_thread(vectors, after, READ_ROWS):
             after = rows[-1][0]
             for start in range(0, len(rows), SLICE_ROWS):
-                restored += sum(
-                    _restore(row, store, index) for row in rows[start : start + SLICE_ROWS]
-                )
+                restored += _restore(rows[start : start + SLICE_ROWS], store, index)
                 await asyncio.sleep(0)
     except (CorruptDatabase, SetupError) as error:
         _log.error("%s; the answers not read keep their exact hits only", error.text)
     return restored
 
 
-def _restore(row: VectorRow, store: DurableStore, index: ScopedIndex) -> bool:
-    try:
-        entry_id, vector = read_vector(row)
+def _restore(rows: list[VectorRow], store: DurableStore, index: ScopedIndex) -> int:
+    by_place: dict[Place, dict[int, bytes]] = defaultdict(dict)
+    for row in rows:
+        try:
+            entry_id, packed = read_vector(row)
+        except CorruptRow:
+            continue
         entry = store.by_id(entry_id)
-        if entry is None or not entry.vector_dimension:
-            return False
-        if index.contains(entry.key.place, entry_id):  # stored since the restart
-            return False
-        index.add(entry.key.place, entry_id, vector)
-    except (CorruptRow, VectorRefused):
-        return False
-    return True
+        # Of another embedder, or of one that is gone; or stored since the restart.
+        if entry is None or len(packed) != 2 * entry.vector_dimension or not packed:
+            continue
+        place = entry.key.place
+        if not index.contains(place, entry_id):
+            by_place[place][entry.id] = packed
+    return sum(_add(index, place, vectors) for place, vectors in by_place.items())
+
+
+def _add(index: ScopedIndex, place: Place, vectors: dict[int, bytes]) -> int:
+    """Add all of a place's, or of a bad lot each that is good."""
+    rows = np.frombuffer(b"".join(vectors.values()), "<i2").reshape(len(vectors), -1)
+    try:
+        index.add_packed(place, list(vectors), rows)
+    except VectorRefused:
+        if len(vectors) == 1:
+            return 0
+        return sum(_add(index, place, {one: packed}) for one, packed in vectors.items())
+    return len(vectors)

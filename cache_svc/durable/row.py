@@ -6,19 +6,23 @@ a row whose checksum does not fit is never served.
 
 import json
 from functools import lru_cache
-from hashlib import blake2b
+from struct import Struct
+from struct import error as StructError  # noqa: N812  # it is a class
 from typing import Any, NamedTuple
 
-import numpy as np
+from xxhash import xxh3_64_digest
 
 from cache_svc.durable.timeline import Timeline
 from cache_svc.entry import Entry, Key
+from cache_svc.packed_vector import pack
 from cache_svc.vector_index import Vector
 
-CHECKSUM_BYTES = 16
 _NO_TAGS = b"[]"
-# seq, id, embedder, dimension, tokens, created, expires, tenant, namespace, model,
-# text, tags, scope, exact, answer, checksum; texts as UTF-8 bytes.
+# Of an entry: its five numbers, its three times, and the lengths of what follows.
+_ENTRY_HEAD = Struct("<5q3d8I")
+_VECTOR_HEAD = Struct("<2qI")
+# seq, id, embedder, dimension, tokens, created, expires, priority, tenant, namespace,
+# model, text, tags, scope, exact, answer, checksum; texts as UTF-8 bytes.
 EntryRow = tuple[Any, ...]
 # seq, id, vector, checksum.
 VectorRow = tuple[Any, ...]
@@ -29,13 +33,16 @@ class CorruptRow(ValueError):
 
 
 class Restored(NamedTuple):
-    """An entry out of its row, under the row's number, with its embedder's number."""
+    """An entry out of its row, with the row's number and its priority when it came."""
 
     seq: int
     entry: Entry
+    priority: float
 
 
-def write_entry(seq: int, entry: Entry, embedder: int, timeline: Timeline) -> EntryRow:
+def write_entry(
+    seq: int, entry: Entry, embedder: int, timeline: Timeline, priority: float = 0.0
+) -> EntryRow:
     """The row of an entry.
 
     Args:
@@ -43,6 +50,7 @@ def write_entry(seq: int, entry: Entry, embedder: int, timeline: Timeline) -> En
         entry: of this process.
         embedder: whose vector it has, as the database counts embedders; 0: none.
         timeline: turns its times into wall-clock times.
+        priority: in the eviction queue of its tenant.
     """
     key = entry.key
     fields = (
@@ -53,6 +61,7 @@ def write_entry(seq: int, entry: Entry, embedder: int, timeline: Timeline) -> En
         entry.tokens,
         timeline.to_disk(entry.created_s),
         timeline.to_disk(entry.expires_s),
+        priority,
         key.tenant.encode(),
         key.namespace.encode(),
         key.model.encode(),
@@ -62,7 +71,7 @@ def write_entry(seq: int, entry: Entry, embedder: int, timeline: Timeline) -> En
         key.exact,
         entry.answer,
     )
-    return (*fields, _checksum(fields))
+    return (*fields, _entry_checksum(fields))
 
 
 def read_entry(row: EntryRow, embedder: int, timeline: Timeline) -> Restored:
@@ -76,14 +85,15 @@ def read_entry(row: EntryRow, embedder: int, timeline: Timeline) -> Restored:
     Raises:
         CorruptRow: the checksum does not fit.
     """
-    *fields, checksum = row
-    if _checksum(tuple(fields)) != checksum:
+    fields = row[:-1]
+    if _entry_checksum(fields) != row[-1]:
         raise CorruptRow("the checksum of an entry does not fit")
-    seq, entry_id, embedded_by, dimension, tokens, created, expires = fields[:7]
-    tenant, namespace, model, text, tags, scope, exact, answer = fields[7:]
+    seq, entry_id, embedded_by, dimension, tokens, created, expires, priority = fields[:8]
+    tenant, namespace, model, text, tags, scope, exact, answer = fields[8:]
+    key = Key(_name(tenant), _name(namespace), _name(model), _scope(scope), exact, text.decode())
     entry = Entry(
         entry_id,
-        Key(_name(tenant), _name(namespace), _name(model), scope, exact, text.decode()),
+        key,
         answer,
         () if tags == _NO_TAGS else tuple(json.loads(tags)),
         timeline.from_disk(created),
@@ -91,25 +101,25 @@ def read_entry(row: EntryRow, embedder: int, timeline: Timeline) -> Restored:
         dimension if embedder and embedded_by == embedder else 0,
         tokens,
     )
-    return Restored(seq, entry)
+    return Restored(seq, entry, priority)
 
 
 def write_vector(seq: int, entry_id: int, vector: Vector) -> VectorRow:
-    """The row of a vector: little-endian float32."""
-    fields = (seq, entry_id, vector.astype("<f4").tobytes())
-    return (*fields, _checksum(fields))
+    """The row of a vector: packed to 16 bits a number."""
+    packed = pack(vector).tobytes()
+    return (seq, entry_id, packed, _vector_checksum(seq, entry_id, packed))
 
 
-def read_vector(row: VectorRow) -> tuple[int, Vector]:
-    """An entry's id and its vector.
+def read_vector(row: VectorRow) -> tuple[int, bytes]:
+    """An entry's id and the bytes of its packed vector.
 
     Raises:
         CorruptRow: the checksum does not fit.
     """
-    *fields, checksum = row
-    if _checksum(tuple(fields)) != checksum:
+    seq, entry_id, packed, checksum = row
+    if _vector_checksum(seq, entry_id, packed) != checksum:
         raise CorruptRow("the checksum of a vector does not fit")
-    return fields[1], np.frombuffer(fields[2], "<f4").astype(np.float32, copy=False)
+    return entry_id, packed
 
 
 @lru_cache(maxsize=1024)
@@ -118,9 +128,27 @@ def _name(field: bytes) -> str:
     return field.decode()
 
 
-def _checksum(fields: tuple[Any, ...]) -> bytes:
-    """Over all fields, whatever type a damaged row has them in."""
-    *small, large = fields
-    digest = blake2b(repr(small).encode(), digest_size=CHECKSUM_BYTES)
-    digest.update(large if isinstance(large, bytes) else repr(large).encode())
-    return digest.digest()
+@lru_cache(maxsize=4096)
+def _scope(field: bytes) -> bytes:
+    """A scope that many entries share, as one object."""
+    return field
+
+
+def _entry_checksum(fields: tuple[Any, ...]) -> bytes:
+    """Over all fields and the lengths of those that have one; 64 bits find what rots.
+
+    Raises:
+        CorruptRow: a damaged field has another type.
+    """
+    try:
+        head = _ENTRY_HEAD.pack(*fields[:8], *map(len, fields[8:]))
+        return xxh3_64_digest(head + b"".join(fields[8:]))
+    except (StructError, TypeError) as error:
+        raise CorruptRow(f"a field has another type: {error}") from error
+
+
+def _vector_checksum(seq: Any, entry_id: Any, packed: Any) -> bytes:
+    try:
+        return xxh3_64_digest(_VECTOR_HEAD.pack(seq, entry_id, len(packed)) + packed)
+    except (StructError, TypeError) as error:
+        raise CorruptRow(f"a field has another type: {error}") from error

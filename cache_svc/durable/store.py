@@ -8,12 +8,20 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from cache_svc.durable.database import AnswerDatabase, Bar, CorruptDatabase
+from cache_svc.durable.database import AnswerDatabase, CorruptDatabase, check_magic
 from cache_svc.durable.folder import claimed_folder, make_private, set_aside
+from cache_svc.durable.learnt_row import (
+    Bar,
+    BoundState,
+    Judgement,
+    write_bound,
+    write_judgement,
+)
 from cache_svc.durable.row import (
     CorruptRow,
     Restored,
@@ -24,10 +32,10 @@ from cache_svc.durable.row import (
 )
 from cache_svc.durable.timeline import Timeline
 from cache_svc.durable.writer import WriteBehind
-from cache_svc.entry import DuplicateId, Entry
+from cache_svc.entry import Entry
 from cache_svc.store import (
     Clock,
-    EntryTooLarge,
+    Kept,
     MemoryStore,
     NotDurable,
     Removal,
@@ -44,6 +52,8 @@ Durability = Literal["memory", "written", "synced"]
 OnCorrupt = Literal["set_aside", "refuse"]
 # What a row costs beside its answer and vector while it waits to be written.
 _ROW_BYTES = 1200
+# Rows of hits written in one go.
+_USES_AT_ONCE = 1000
 
 
 class DurableStore(MemoryStore):
@@ -74,29 +84,34 @@ class DurableStore(MemoryStore):
         self._embedder = embedder
         self._timeline = timeline
         self._durability = durability
-        self._numbers: dict[int, int] = {}
-        self._next_number = 1
+        # Numbers of rows whose entries have just left memory.
+        self._leaving: list[int] = []
+        # Entries served since their hits were last written.
+        self._used: dict[int, None] = {}
 
     def put(self, entry: Entry, vector: Vector | None = None) -> None:
         self._writer.check_writable()
         # Whom it replaces goes in the same transaction as it comes.
         with self._writer.one_change():
             super().put(entry)
-            number = self._next_number
-            self._next_number += 1
-            self._numbers[entry.id] = number
+            kept = self._by_id[entry.id]
+            number = kept.arrival
             embedder = 0 if vector is None else self._embedder
-            row = write_entry(number, entry, embedder, self._timeline)
+            row = write_entry(number, entry, embedder, self._timeline, kept.priority)
             beside = None if vector is None else write_vector(number, entry.id, vector)
             size = _ROW_BYTES + len(entry.answer) + (0 if vector is None else vector.nbytes)
             self._writer.add(row, beside, size)
+
+    def touch(self, entry: Entry) -> None:
+        super().touch(entry)
+        self._used[entry.id] = None
 
     async def settled(self, entries: Sequence[Entry]) -> list[Entry]:
         if self._durability == "memory":
             return []
         await self._writer.settled()
-        numbers = ((entry, self._numbers.get(entry.id)) for entry in entries)
-        lost = [e for e, number in numbers if number is not None and self._writer.is_lost(number)]
+        kept = filter(None, (self._by_id.get(entry.id) for entry in entries))
+        lost = [one.entry for one in kept if self._writer.is_lost(one.arrival)]
         self.remove(lost, Removal.UNWRITTEN)
         return lost
 
@@ -108,43 +123,88 @@ class DurableStore(MemoryStore):
         """Remember across restarts that a request is barred from the semantic tier, or free."""
         self._writer.set_bar(bar, barred=barred)
 
-    def restore(self, entries: Iterable[Restored], damaged: Iterable[int]) -> None:
+    def write_uses(self) -> None:
+        """Write how often entries were served; a bounded number of them, the rest next time."""
+        uses = {}
+        for entry_id in list(islice(self._used, _USES_AT_ONCE)):
+            del self._used[entry_id]
+            if (kept := self._by_id.get(entry_id)) is not None:
+                uses[kept.arrival] = (kept.hits, kept.priority)
+        self._writer.note(uses=uses)
+
+    def write_learnt(self, judgements: Iterable[Judgement], bounds: Iterable[BoundState]) -> None:
+        """Write what the bound on false hits learnt; of entries that left, nothing."""
+        rows = {}
+        for judgement in judgements:
+            if (kept := self._by_id.get(judgement.entry_id)) is not None:
+                rows[kept.arrival] = write_judgement(kept.arrival, judgement)
+        states = {(bound.tenant, bound.namespace): write_bound(bound) for bound in bounds}
+        self._writer.note(judgements=rows, bounds=states)
+
+    @property
+    def lost_answers(self) -> int:
+        return self._writer.lost_answers
+
+    def restore(
+        self,
+        entries: Iterable[Restored],
+        damaged: Iterable[int],
+        uses: Mapping[int, tuple[int, float]],
+    ) -> None:
         """Take in what is on disk already, oldest first; what is past its time goes there too.
 
         Args:
             entries: with the numbers of their rows.
             damaged: numbers of rows that are to be deleted.
+            uses: hits and priority of entries that were served, by the numbers of their rows.
         """
         now_s = self._clock()
-        number = 0
         dropped = list(damaged)
-        for number, entry in entries:
-            if entry.expires_s <= now_s:
-                dropped.append(number)
-                continue
-            try:
-                super().put(entry)
-            except (EntryTooLarge, DuplicateId):  # a smaller bound; a copy of a row
+        number = 0
+        for number, entry, priority in entries:
+            size = entry.size_bytes
+            # A smaller bound; a copy of a row.
+            if entry.expires_s <= now_s or size > self.max_bytes or entry.id in self._by_id:
                 dropped.append(number)
             else:
-                self._numbers[entry.id] = number
+                kept = Kept(entry, number, size)
+                kept.hits, kept.priority = uses.get(number, (1, priority))
+                self._bring_back(kept, size)
+        for shelf in self._shelves.values():
+            shelf.queue.resume()
+        self._make_room("", 0)
         self._next_number = max([number, *dropped]) + 1
         self._writer.remove(dropped)
+
+    def _bring_back(self, kept: Kept, size: int) -> None:
+        older = self.find(kept.entry.key.tenant, kept.entry.key.exact)
+        if older is not None:
+            self.remove([older], Removal.REPLACED)
+        self._shelve(kept, size).queue.bring_back(kept)
 
     def without_vector(self) -> list[tuple[str, int]]:
         """Tenant and id of entries that have a text to compare and no vector, newest first."""
         return [
             (entry.key.tenant, entry.id)
-            for entry in reversed(self._by_id.values())
+            for entry in (kept.entry for kept in reversed(self._by_id.values()))
             if entry.key.text and not entry.vector_dimension
         ]
 
     def by_id(self, entry_id: int) -> Entry | None:
         """The entry with this id, whoever's it is; to bring its vector back."""
-        return self._by_id.get(entry_id)
+        kept = self._by_id.get(entry_id)
+        return None if kept is None else kept.entry
+
+    def _drop(self, entry: Entry) -> Kept | None:
+        kept = super()._drop(entry)
+        if kept is not None:
+            self._used.pop(entry.id, None)
+            self._leaving.append(kept.arrival)
+        return kept
 
     def _note_removed(self, entries: Sequence[Entry], why: Removal) -> None:
-        self._writer.remove([self._numbers.pop(entry.id) for entry in entries])
+        leaving, self._leaving = self._leaving, []
+        self._writer.remove(leaving)
         self._tell_removed(entries, why)
 
 
@@ -154,11 +214,15 @@ class Opened(NamedTuple):
     Attributes:
         bars: requests that were barred from the semantic tier, oldest first.
         vectors: the vectors on disk, for :func:`cache_svc.durable.restore.restore_vectors`.
+        judgements: what was learnt of entries, under the lineage in use.
+        bounds: what was learnt of tenants' namespaces, under the lineage in use.
     """
 
     store: DurableStore
     bars: list[Bar]
     vectors: Callable[[int, int], list[VectorRow]]
+    judgements: list[Judgement]
+    bounds: list[BoundState]
 
 
 @contextlib.contextmanager
@@ -169,6 +233,7 @@ def open_durable_store(
     on_removed: RemovalListener,
     *,
     fingerprint: str = "",
+    lineage: bytes = b"",
     durability: Durability = "written",
     on_corrupt: OnCorrupt = "set_aside",
     max_waiting_bytes: int = 64 << 20,
@@ -182,6 +247,7 @@ def open_durable_store(
         clock: monotonic seconds.
         on_removed: as for MemoryStore.
         fingerprint: of the embedder in use; vectors of others are not loaded.
+        lineage: of the bound in use; what others learnt is not loaded.
         durability: what an acknowledged entry outlives.
         on_corrupt: what to do with a damaged database.
         max_waiting_bytes: of answers that wait for the disk; beyond it they are refused.
@@ -212,7 +278,10 @@ def open_durable_store(
                 timeline=loaded.timeline,
                 durability=durability,
             )
-            store.restore(loaded.entries, loaded.damaged)
+            store.restore(loaded.entries, loaded.damaged, loaded.database.uses())
+            # Only so many bounds, and of entries only what is still there.
+            judgements = loaded.database.judgements(lineage)
+            bounds = loaded.database.bounds(lineage)
         reader = AnswerDatabase(path)
         held.callback(reader.close)
         _log.info(
@@ -220,7 +289,7 @@ def open_durable_store(
             store.usage().entries,
             time.perf_counter() - started_s,
         )
-        yield Opened(store, loaded.bars, reader.vectors)
+        yield Opened(store, loaded.bars, reader.vectors, judgements, bounds)
 
 
 class _Loaded(NamedTuple):
@@ -265,6 +334,7 @@ def _load(path: Path, clock: Clock, system_clock: Callable[[], float], fingerpri
     The scan reads each page of the answers and each row has a checksum, so
     SQLite's own quick_check (which reads the vectors too) would find little more.
     """
+    check_magic(path)
     database = AnswerDatabase(path)
     try:
         timeline = Timeline(clock, system_clock(), database.last_commit_s)

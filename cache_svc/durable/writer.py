@@ -14,9 +14,12 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
-from cache_svc.durable.database import AnswerDatabase, Bar, Change
+from cache_svc.durable.database import AnswerDatabase, Change
+from cache_svc.durable.learnt_row import Bar, Bounded, BoundRow, JudgementRow
 from cache_svc.durable.row import EntryRow, VectorRow
 from cache_svc.store import NotWritable
 
@@ -26,6 +29,7 @@ RETRY_S = 0.5
 CLOSE_TIMEOUT_S = 10.0
 # Answers lost to failed commits whose callers may still ask; far more than are under way.
 _KNOWN_LOST = 65_536
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
 # Called when a commit ended, with whether it succeeded.
@@ -107,10 +111,7 @@ class WriteBehind:
         """Delete rows; those not written yet never are."""
         with self._changed:
             for number in numbers:
-                if self._next.entries.pop(number, None) is None:
-                    self._next.removed.append(number)
-                else:
-                    self._next.vectors.pop(number, None)
+                self._next.forget(number)
             self._changed.notify()
 
     def set_bar(self, bar: Bar, *, barred: bool) -> None:
@@ -118,6 +119,22 @@ class WriteBehind:
         with self._changed:
             self._next.bars.pop(bar, None)  # the newest goes to the end
             self._next.bars[bar] = barred
+            self._changed.notify()
+
+    def note(
+        self,
+        *,
+        uses: Mapping[int, tuple[int, float]] = NOTHING,
+        judgements: Mapping[int, JudgementRow] = NOTHING,
+        bounds: Mapping[Bounded, BoundRow] = NOTHING,
+    ) -> None:
+        """Write what was learnt meanwhile, of entries that are there; new rows replace old ones."""
+        if not (uses or judgements or bounds):
+            return
+        with self._changed:
+            self._next.uses.update(uses)
+            self._next.judgements.update(judgements)
+            self._next.bounds.update(bounds)
             self._changed.notify()
 
     def is_lost(self, number: int) -> bool:
@@ -206,6 +223,8 @@ class WriteBehind:
         self.lost_answers += len(change.entries)
         later = self._next
         later.removed[:0] = change.removed
+        # An alarm is owed too; what is known of single entries is learnt again.
+        later.bounds = {**change.bounds, **later.bounds}
         later.bars = {
             **{b: on for b, on in change.bars.items() if b not in later.bars},
             **later.bars,

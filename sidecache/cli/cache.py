@@ -55,11 +55,11 @@ def stats(
         return
     if not response.reachable:
         raise Unavailable("the router cannot reach its cache sidecar; requests go to the workers")
-    out.print(stats_table(response.stats))
+    out.print(stats_table(response.stats, response.stores_dropped))
 
 
-def stats_table(figures: cache_pb2.GetStatsResponse) -> Table:
-    """The sidecar's figures, for people."""
+def stats_table(figures: cache_pb2.GetStatsResponse, stores_dropped: int = 0) -> Table:
+    """The sidecar's figures and what the router gave up storing, for people."""
     table = Table(title="Cache sidecar", show_header=False, title_justify="left")
     table.add_column(style="dim")
     table.add_column(justify="right")
@@ -82,6 +82,8 @@ def stats_table(figures: cache_pb2.GetStatsResponse) -> Table:
             f"{figures.prefix_workers_followed:,} of {figures.prefix_workers:,}"
             f" ({figures.prefix_resyncs:,} resyncs)",
         ),
+        ("lost by the disk", f"{figures.lost_answers:,}"),
+        ("dropped by the router", f"{stores_dropped:,}"),
         ("embedder", figures.embedder_fingerprint[:16] or "none"),
         ("uptime", f"{figures.uptime.ToSeconds():,} s"),
     ):

@@ -35,6 +35,7 @@ _MISSES = {
     cache_pb2.MISS_REASON_STALE: "the stored answer is older than max_age",
     cache_pb2.MISS_REASON_NOT_COMPARABLE: "not stored, and not comparable by meaning",
     cache_pb2.MISS_REASON_DEGRADED: "the semantic tier could not answer",
+    cache_pb2.MISS_REASON_EXPLORED: "a near answer is too uncertain for the bound on false hits",
 }
 _DIGITS = 12
 

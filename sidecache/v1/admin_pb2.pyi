@@ -188,7 +188,12 @@ class GetCacheStatsResponse(_message.Message):
 
     REACHABLE_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
+    STORES_DROPPED_FIELD_NUMBER: _builtins.int
     reachable: _builtins.bool
+    stores_dropped: _builtins.int
+    """Answers that this router gave up storing since it started: too many waited, or the
+    sidecar did not take them.
+    """
     @_builtins.property
     def stats(self) -> _cache_pb2.GetStatsResponse: ...
     def __init__(
@@ -196,10 +201,11 @@ class GetCacheStatsResponse(_message.Message):
         *,
         reachable: _builtins.bool = ...,
         stats: _cache_pb2.GetStatsResponse | None = ...,
+        stores_dropped: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reachable", b"reachable", "stats", b"stats"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reachable", b"reachable", "stats", b"stats", "stores_dropped", b"stores_dropped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

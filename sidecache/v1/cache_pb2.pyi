@@ -742,6 +742,7 @@ class GetStatsResponse(_message.Message):
     PREFIX_WORKERS_FIELD_NUMBER: _builtins.int
     PREFIX_RESYNCS_FIELD_NUMBER: _builtins.int
     PREFIX_EVENTS_FIELD_NUMBER: _builtins.int
+    LOST_ANSWERS_FIELD_NUMBER: _builtins.int
     entries: _builtins.int
     bytes: _builtins.int
     max_bytes: _builtins.int
@@ -773,6 +774,8 @@ class GetStatsResponse(_message.Message):
     """Times that a worker's blocks were asked for anew because something was wrong."""
     prefix_events: _builtins.int
     """Blocks stored and removed in what the workers told."""
+    lost_answers: _builtins.int
+    """Answers that were taken and that the disk then refused, of all tenants together."""
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -803,10 +806,11 @@ class GetStatsResponse(_message.Message):
         prefix_workers: _builtins.int = ...,
         prefix_resyncs: _builtins.int = ...,
         prefix_events: _builtins.int = ...,
+        lost_answers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audited", b"audited", "audited_wrong", b"audited_wrong", "bound_alarms", b"bound_alarms", "bytes", b"bytes", "degraded", b"degraded", "embedder_fingerprint", b"embedder_fingerprint", "entries", b"entries", "evicted", b"evicted", "exact_hits", b"exact_hits", "expired", b"expired", "explored", b"explored", "lookups", b"lookups", "max_bytes", b"max_bytes", "misses", b"misses", "prefix_blocks", b"prefix_blocks", "prefix_events", b"prefix_events", "prefix_resyncs", b"prefix_resyncs", "prefix_workers", b"prefix_workers", "prefix_workers_followed", b"prefix_workers_followed", "refused", b"refused", "rejected", b"rejected", "semantic_hits", b"semantic_hits", "stored", b"stored", "uptime", b"uptime", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audited", b"audited", "audited_wrong", b"audited_wrong", "bound_alarms", b"bound_alarms", "bytes", b"bytes", "degraded", b"degraded", "embedder_fingerprint", b"embedder_fingerprint", "entries", b"entries", "evicted", b"evicted", "exact_hits", b"exact_hits", "expired", b"expired", "explored", b"explored", "lookups", b"lookups", "lost_answers", b"lost_answers", "max_bytes", b"max_bytes", "misses", b"misses", "prefix_blocks", b"prefix_blocks", "prefix_events", b"prefix_events", "prefix_resyncs", b"prefix_resyncs", "prefix_workers", b"prefix_workers", "prefix_workers_followed", b"prefix_workers_followed", "refused", b"refused", "rejected", b"rejected", "semantic_hits", b"semantic_hits", "stored", b"stored", "uptime", b"uptime", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,9 +24,9 @@ from inference_svc.engines.gguf_tokenizer import GgufTokenizer
 from inference_svc.engines.hf_tokenizer import HfTokenizer
 from inference_svc.engines.openvino import OpenVinoEngine
 from inference_svc.engines.scripted import ScriptedEngine, scripted_text
-from inference_svc.kv_ledger import KvLedger
 from inference_svc.engines.tensorrt_llm import TensorRtLlmEngine
 from inference_svc.engines.tensorrt_llm_api import TensorRtLlmApi
+from inference_svc.kv_ledger import KvLedger
 from inference_svc.settings import OpenVinoSettings, ScriptedSettings
 from inference_svc.slots import Slots
 from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cache_svc.settings import SemanticSettings
+from sidecache.cli.cache_explain import _MISSES
 from sidecache.client import CacheControl, ChatMessage, Source
 from sidecache.errors import Forbidden, InvalidRequest, ModelNotFound, Unavailable
 from sidecache.v1 import admin_pb2, cache_pb2
@@ -64,6 +65,12 @@ async def test_explain_says_what_a_request_would_meet(stack: Stack) -> None:
         hit = await if_cached(stack.client, PARAPHRASE, max_tokens=None)
         assert hit is not None
         assert (hit.source, hit.cache_entry_id) == (Source.SEMANTIC, stored.cache_entry_id)
+
+
+def test_every_miss_has_its_words() -> None:
+    """No reason that a sidecar gives is shown to people by its number or its constant."""
+    reasons = set(cache_pb2.MissReason.values()) - {cache_pb2.MISS_REASON_UNSPECIFIED}
+    assert reasons == set(_MISSES)
 
 
 async def test_explain_says_why_the_cache_is_not_asked(stack: Stack) -> None:

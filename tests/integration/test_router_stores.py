@@ -27,10 +27,13 @@ class GatedCache(cache_pb2_grpc.CacheServiceServicer):
         self.batches.append(len(request.entries))
         return cache_pb2.StoreResponse()
 
+    async def GetStats(self, request: Any, context: Any) -> cache_pb2.GetStatsResponse:
+        return cache_pb2.GetStatsResponse()
+
     async def _unused(self, request: Any, context: Any) -> Any:
         raise AssertionError("no router calls this")
 
-    Invalidate = Feedback = SetWorkers = GetStats = Explain = _unused
+    Invalidate = Feedback = SetWorkers = Explain = _unused
 
 
 async def test_answers_that_wait_share_a_call_and_the_rest_is_dropped(tmp_path: Path) -> None:
@@ -41,12 +44,17 @@ async def test_answers_that_wait_share_a_call_and_the_rest_is_dropped(tmp_path: 
             "cache": address,
             "lookup": {"max_pending_stores": 8, "store_timeout_s": 30.0},
         }
-        async with scripted_stack(tmp_path, with_cache=False, router_=settings) as stack:
+        async with (
+            scripted_stack(tmp_path, with_cache=False, router_=settings) as stack,
+            stack.connect("operator") as operator,
+        ):
             await stack.client.complete("first", max_tokens=4)
             await sidecar.entered.wait()
             for n in range(20):
                 answer = await stack.client.complete(f"{n}", max_tokens=4)
                 assert answer.source is Source.ENGINE
+            # The operator is told what was let go of.
+            assert (await operator.cache_stats()).stores_dropped == 12
             sidecar.gate.set()
         # The router stored what was waiting before it stopped.
     assert sidecar.batches == [1, 8]

@@ -1,10 +1,13 @@
 """What only a store on disk promises: crashes, damage, clocks, a full disk."""
 
 import asyncio
+import contextlib
 import random
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 
 from cache_svc.durable.database import SCHEMA_VERSION
 from cache_svc.durable.folder import DATABASE
+from cache_svc.durable.learnt_row import BoundState, Judgement
 from cache_svc.durable.restore import restore_vectors
 from cache_svc.durable.store import Durability
 from cache_svc.entry import Entry
@@ -214,6 +218,165 @@ def test_private_and_for_one_process(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
 
 
+def test_an_operator_may_look_inside(folder: Path, tmp_path: Path) -> None:
+    """Another process that reads the database and leaves does not take the log with it."""
+    look = f"import sqlite3; d = sqlite3.connect({str(folder / DATABASE)!r}); "
+    look += "print(d.execute('SELECT count(*) FROM entries').fetchone()[0]); d.close()"
+    with Shop(folder) as shop:
+        for number in range(4):
+            entry = entry_of(number, f"text {number}", tenant="t0")
+            shop.store.put(entry)
+            shop.settle()
+            told = subprocess.run([sys.executable, "-c", look], capture_output=True, check=True)
+            assert int(told.stdout) == number + 1
+        crashed = shop.copy_to(tmp_path / "crashed")
+    with Shop(crashed) as shop:
+        assert len(everything(shop)) == 4
+
+
+def test_a_start_on_a_full_disk(tmp_path: Path) -> None:
+    """No room for the database, or for its first log: a SetupError that says so."""
+    with small_disk(tmp_path / "disk", "size=4m") as disk:
+        for left in (0, 4096, 20_000):
+            with (disk / "ballast").open("wb", 0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            with (disk / "ballast").open("r+b") as file:
+                file.truncate((disk / "ballast").stat().st_size - left)
+            with pytest.raises(SetupError, match=r"full|No space"):
+                Shop(disk)
+            (disk / "ballast").unlink()
+        # What the failed starts left behind does not stop a good one.
+        with Shop(disk) as shop:
+            fill(shop, 3)
+        with Shop(disk) as shop:
+            assert len(everything(shop)) == 3
+
+
+def test_a_restart_on_a_full_disk_serves_what_is_there(tmp_path: Path) -> None:
+    """With answers on it, a disk that has filled up is a SetupError or serves them, never loses."""
+    with small_disk(tmp_path / "disk", "size=8m") as disk:
+        with Shop(disk) as shop:
+            entries = fill(shop)
+        with (disk / "ballast").open("wb", 0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(SetupError, match=r"full|No space|disk I/O"):
+            Shop(disk)
+        (disk / "ballast").unlink()
+        with Shop(disk) as shop:
+            assert len(everything(shop)) == len(entries)
+
+
+def test_a_start_on_a_database_in_use(folder: Path) -> None:
+    """A database that another program keeps locked is a SetupError, and is whole afterwards."""
+    with Shop(folder) as shop:
+        fill(shop, 3)
+    other = sqlite3.connect(folder / DATABASE, isolation_level=None)
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(SetupError, match="locked"):
+        Shop(folder)
+    other.execute("ROLLBACK")
+    other.close()
+    with Shop(folder) as shop:
+        assert len(everything(shop)) == 3
+
+
+def test_an_older_schema_is_set_aside(folder: Path) -> None:
+    """An older release's answers are moved away, not read as what they are not."""
+    with Shop(folder) as shop:
+        fill(shop, 3)
+    with sqlite3.connect(folder / DATABASE) as database:
+        database.execute(f"PRAGMA user_version={SCHEMA_VERSION - 1}")
+    database.close()
+    with pytest.raises(SetupError, match="older release"):
+        Shop(folder, on_corrupt="refuse")
+    with Shop(folder) as shop:
+        assert everything(shop) == []
+        assert (folder / f"{DATABASE}.corrupt").exists()
+
+
+def test_hits_outlive_a_restart(folder: Path) -> None:
+    """What was served often stays after a restart, and what was not goes, as without one."""
+    with Shop(folder) as shop:
+        entries = fill(shop, 12)
+        for number in (0, 1, 4):
+            for _ in range(5):
+                shop.store.touch(entries[number])
+        shop.store.write_uses()
+    size = max(entry.size_bytes for entry in entries.values())
+    with Shop(folder, max_bytes=6 * size) as shop:
+        assert {0, 1, 4} <= {entry.id for entry in everything(shop)}
+    with Shop(folder) as shop:
+        assert {0, 1, 4} <= {entry.id for entry in everything(shop)}
+        shop.store.remove([entries_by_id(shop)[4]], Removal.INVALIDATED)
+    with contextlib.closing(sqlite3.connect(folder / DATABASE)) as database:
+        # Of what left, no count stays.
+        query = "SELECT count(*) FROM uses WHERE seq NOT IN (SELECT seq FROM entries)"
+        assert database.execute(query).fetchone() == (0,)
+
+
+def entries_by_id(shop: Shop) -> dict[int, Entry]:
+    return {entry.id: entry for entry in everything(shop)}
+
+
+LEARNT = (
+    BoundState("t0", "", b"ours", b"{}"),
+    BoundState("t1", "n", b"ours", b"[]"),
+)
+
+
+def test_what_was_learnt_outlives_a_restart(folder: Path) -> None:
+    """Judgements of entries that are there and bounds come back; of another lineage, none."""
+    judged = [Judgement(number, number % 3 or None, 2, number, b"ours") for number in range(4)]
+    with Shop(folder, lineage=b"ours") as shop:
+        entries = fill(shop, 4)
+        shop.store.write_learnt([*judged, Judgement(99, 1, 1, 1, b"ours")], LEARNT)
+        shop.store.write_learnt([judged[2]._replace(right=7)], [LEARNT[0]._replace(state=b"{1}")])
+        shop.store.remove([entries[3]], Removal.INVALIDATED)
+    with Shop(folder, lineage=b"ours") as shop:
+        assert shop.opened.judgements == [*judged[:2], judged[2]._replace(right=7)]
+        assert set(shop.opened.bounds) == {LEARNT[0]._replace(state=b"{1}"), LEARNT[1]}
+    with Shop(folder, lineage=b"theirs") as shop:
+        assert (shop.opened.judgements, shop.opened.bounds) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("bars", "tenant='other'"),
+        ("bars", "exact=x'00'"),
+        ("bars", "exact='text'"),
+        ("judgements", "wrong=0"),
+        ("judgements", "sense='x'"),
+        ("bounds", "state=x'5b5d'"),
+        ("bounds", "checksum=7"),
+    ],
+)
+def test_learnt_rows_have_a_checksum(
+    folder: Path, table: str, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A row that is not what was written is left out, with a line in the log; the rest is used."""
+    with Shop(folder, lineage=b"ours") as shop:
+        fill(shop, 3)
+        shop.store.set_bar(("t0", b"exact"), True)
+        shop.store.set_bar(("t1", b"exact"), True)
+        shop.store.write_learnt([Judgement(i, i, 1, 5, b"ours") for i in range(3)], LEARNT)
+    with contextlib.closing(sqlite3.connect(folder / DATABASE)) as database, database:
+        database.execute(f"UPDATE {table} SET {change} WHERE rowid=1")  # noqa: S608  # a test's own
+        assert database.total_changes == 1
+    whole = {"bars": 2, "judgements": 3, "bounds": 2}
+    with Shop(folder, lineage=b"ours") as shop:
+        found = {
+            "bars": len(shop.bars),
+            "judgements": len(shop.opened.judgements),
+            "bounds": len(shop.opened.bounds),
+        }
+        assert found == {**whole, table: whole[table] - 1}
+    assert f"1 {table} of" in caplog.text
+
+
 def foreign_text(path: Path) -> None:
     path.write_text("dear diary, " * 100)
 
@@ -334,7 +497,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
                     file.write(bytes(4096))
             for number in range(100, 105):
                 assert not await kept_on_disk(shop, entry_of(number, answer=bytes(MIB)))
-            assert shop.store._writer.lost_answers > 0
+            assert shop.store.lost_answers > 0
             assert shop.store.find("t0", entries[0].key.exact) is entries[0]
             shop.store.remove([entries[1]], Removal.INVALIDATED)
             ballast.unlink()

@@ -5,12 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Thread
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from benchmarks.sieve import Sieve
 from cache_svc.entry import Place, new_entry_id, parse_entry_name
+from cache_svc.expiries import Expiries
 from cache_svc.faiss_index import FaissIndex
-from cache_svc.gdsf import Gdsf
+from cache_svc.gdsf import Gdsf, Item
 from cache_svc.new_entry_rate import NewEntryRate
 from cache_svc.owned_task import owned_task
 from cache_svc.plain_index import PlainIndex
@@ -95,15 +98,17 @@ def test_sieve_gives_a_second_chance_once() -> None:
 
 def test_gdsf_keeps_what_saves_most_for_its_bytes() -> None:
     """The least worth goes first, hits count as often as they came, the oldest first of equals."""
-    queue = Gdsf()
-    for entry_id, worth in ((0, 1.0), (1, 1.0), (2, 2.5), (3, 1.0)):
-        queue.add(entry_id, worth)
-    queue.touch(0)
-    queue.touch(0)
+    queue: Gdsf[Item] = Gdsf()
+    items = [Item(number, worth) for number, worth in enumerate((1.0, 1.0, 2.5, 1.0))]
+    for item in items:
+        queue.add(item)
+    queue.touch(items[0])
+    queue.touch(items[0])
     order = []
     for _ in range(4):
-        order.append(queue.victim())
-        queue.remove(order[-1])
+        victim = queue.victim()
+        order.append(victim.arrival)
+        queue.remove(victim)
     assert order == [1, 3, 2, 0]
     with pytest.raises(LookupError):
         queue.victim()
@@ -111,22 +116,75 @@ def test_gdsf_keeps_what_saves_most_for_its_bytes() -> None:
 
 def test_gdsf_forgets_old_fame() -> None:
     """What was popular once is overtaken by what is asked for now, in bounded time."""
-    queue = Gdsf()
-    queue.add(0, 1.0)
+    queue: Gdsf[Item] = Gdsf()
+    famous = Item(0, 1.0)
+    queue.add(famous)
     for _ in range(50):
-        queue.touch(0)
-    for newcomer in range(1, 200):
-        queue.add(newcomer, 1.0)
+        queue.touch(famous)
+    for number in range(1, 200):
+        newcomer = Item(number, 1.0)
+        queue.add(newcomer)
         queue.touch(newcomer)
-        if (victim := queue.victim()) == 0:
+        if (victim := queue.victim()) is famous:
             break
         queue.remove(victim)
-    assert victim == 0
-    assert newcomer < 120
-    for entry_id in range(1000, 3000):
-        queue.add(entry_id, 1.0)
-        queue.remove(entry_id)
+    assert victim is famous
+    assert number < 120
+    for number in range(1000, 3000):
+        item = Item(number, 1.0)
+        queue.add(item)
+        queue.remove(item)
     assert len(queue._heap) < 200
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 10), st.integers(0, 5)), min_size=1, max_size=30),
+    st.integers(0, 20),
+)
+def test_gdsf_goes_on_after_a_restart(uses: list[tuple[float, int]], evicted: int) -> None:
+    """A queue brought back by hits and priorities evicts what the old one would have."""
+    old: Gdsf[Item] = Gdsf()
+    items = []
+    for number, (worth, hits) in enumerate(uses):
+        items.append(Item(number, worth))
+        old.add(items[-1])
+        for _ in range(hits):
+            old.touch(items[-1])
+    for _ in range(min(evicted, len(items) - 1)):
+        old.remove(old.victim())
+    new: Gdsf[Item] = Gdsf()
+    for item in (one for one in items if one.hits):
+        copy = Item(item.arrival, item.worth)
+        copy.hits, copy.priority = item.hits, item.priority
+        new.bring_back(copy)
+    new.resume()
+    orders: list[list[int]] = [[], []]
+    for queue, order in zip((old, new), orders, strict=True):
+        while len(queue):
+            victim = queue.victim()
+            order.append(victim.arrival)
+            queue.remove(victim)
+    assert orders[0] == orders[1]
+
+
+@given(st.lists(st.tuples(st.floats(0, 500), st.booleans()), max_size=40), st.data())
+def test_expiries_tell_each_time_once(
+    entries: list[tuple[float, bool]], data: st.DataObject
+) -> None:
+    """Whatever ends is told in the first asking after its moment; what left early never is."""
+    expiries = Expiries()
+    alive = dict[int, float]()
+    for entry_id, (expires_s, stays) in enumerate(entries):
+        expiries.add(expires_s, entry_id)
+        if stays:
+            alive[entry_id] = expires_s
+    now_s = 0.0
+    while alive or len(expiries):
+        now_s += data.draw(st.floats(1, 200))
+        told = expiries.due(now_s, alive.get)
+        assert sorted(told) == sorted(i for i, expires_s in alive.items() if expires_s <= now_s)
+        for entry_id in told:
+            del alive[entry_id]
 
 
 def test_new_entries_have_a_rate_for_each_tenant() -> None:
@@ -152,6 +210,37 @@ def test_quarantine_is_bounded_and_per_tenant() -> None:
     assert not quarantine.holds(key_of("a"))
     assert quarantine.holds(key_of("b"))
     assert not quarantine.holds(key_of("b", tenant="other"))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30)), max_size=60), st.integers(1, 12)
+)
+def test_one_tenants_reports_never_push_out_anothers(
+    reports: list[tuple[str, int]], limit: int
+) -> None:
+    """A report costs another tenant a bar only where that one has more; memory and disk agree."""
+    on_disk: dict[tuple[str, bytes], None] = {}
+
+    def remember(bar: tuple[str, bytes], barred: bool) -> None:
+        on_disk.pop(bar, None)
+        if barred:
+            on_disk[bar] = None
+
+    quarantine = Quarantine(limit, on_change=remember)
+    for tenant, number in reports:
+        before = list(on_disk)
+        held = {name: sum(bar[0] == name for bar in before) for name in "ab"}
+        key = key_of(f"{number}", tenant=tenant)
+        quarantine.bar(key)
+        assert quarantine.holds(key)
+        lost = [bar for bar in before if bar not in on_disk]
+        assert all(name == tenant or held[name] > held[tenant] for name, _ in lost)
+        # The oldest of a tenant goes first.
+        for name, exact in lost:
+            assert (name, exact) == next(bar for bar in before if bar[0] == name)
+        assert len(quarantine) == len(on_disk) <= limit
+    again = Quarantine(limit, barred=on_disk)
+    assert len(again) == len(on_disk)
 
 
 def test_stats_are_bounded() -> None:

@@ -1,7 +1,13 @@
 from typing import Any
 
 from observability import names
-from observability.metrics import GenerationMetrics, LookupMetrics, QueueMetrics, StoreMetrics
+from observability.metrics import (
+    DroppedStoreMetrics,
+    GenerationMetrics,
+    LookupMetrics,
+    QueueMetrics,
+    StoreMetrics,
+)
 from tests.unit.observability.conftest import End
 
 
@@ -93,16 +99,16 @@ def test_gauges_are_read_when_metrics_are() -> None:
     """Queue depth and store size are what they are at the moment of the export."""
     end = End.start("sidecache-test")
     waiting: list[int] = []
-    queue = QueueMetrics(end.telemetry.meter, "admission", lambda: len(waiting))
-    store = StoreMetrics(end.telemetry.meter, lambda: 4, lambda: 4096)
+    QueueMetrics(end.telemetry.meter, "admission", lambda: len(waiting))
+    store = StoreMetrics(end.telemetry.meter, lambda: 4, lambda: 4096, lambda: 7)
+    DroppedStoreMetrics(end.telemetry.meter, lambda: 3)
     waiting += [1, 2, 3]
     [depth] = end.points(names.QUEUE_DEPTH)
     assert (depth.value, depth.attributes) == (3, {names.QUEUE_NAME: "admission"})
-    queue.waited(0.25)
     store.stored("stored")
     store.evicted("ttl", 2)
-    [wait] = end.points(names.QUEUE_WAIT_DURATION)
-    assert wait.sum == 0.25
+    assert [p.value for p in end.points(names.CACHE_LOST_ANSWERS)] == [7]
+    assert [p.value for p in end.points(names.CACHE_STORES_DROPPED)] == [3]
     assert [p.value for p in end.points(names.CACHE_ENTRIES)] == [4]
     assert [p.value for p in end.points(names.CACHE_BYTES)] == [4096]
     assert [p.value for p in end.points(names.CACHE_EVICTIONS)] == [2]

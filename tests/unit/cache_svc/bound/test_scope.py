@@ -309,3 +309,18 @@ def test_noise_is_taken_out_as_it_came_in(accept: float, reject: float, rate: fl
     noise = JudgeNoise(accept, reject)
     sharp, _ = noise.sharpen(noise.blur(rate), 0.0)
     assert sharp == pytest.approx(rate, abs=1e-9)
+
+
+@given(st.floats(0, 0.4), st.floats(0, 0.4), st.floats(0, 1), st.integers(200, 2000))
+def test_a_tally_takes_the_noise_out(
+    accept: float, reject: float, rate: float, observed: int
+) -> None:
+    """Many reports of a noisy judge lead to the true rate; none leave the belief as it was."""
+    noise = JudgeNoise(accept, reject)
+    assert Tally(0.05, 8.0).rate(noise)[0] == 0.05
+    assert Tally(0.05, 8.0).rate(JudgeNoise(accept)) == Tally(0.05, 8.0).rate(PERFECT)
+    tally = Tally(0.05, 8.0, float(observed), observed * noise.blur(rate))
+    mean, deviation = tally.rate(noise)
+    assert abs(mean - rate) <= 8.0 / (8.0 + observed * noise.power**2) + 1e-9
+    # What is known for less is less certain.
+    assert deviation >= Tally(0.05, 8.0, float(observed), observed * rate).rate(PERFECT)[1] * 0.99
