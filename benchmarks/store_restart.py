@@ -88,7 +88,7 @@ async def _reopen(folder: Path, *, with_vectors: bool) -> dict[str, float]:
         row["exact_lookup_us"] = _lookup_us(opened.store.find, entries)
         if with_vectors:
             index = ScopedIndex(
-                DIMENSION, lambda: FaissIndex(DIMENSION), executor, inline_rows=2048
+                DIMENSION, lambda _place: FaissIndex(DIMENSION), executor, inline_rows=2048
             )
             started, started_cpu = time.perf_counter(), time.process_time()
             row["vectors"] = await restore_vectors(opened.vectors, opened.store, index)

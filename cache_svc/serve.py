@@ -16,7 +16,7 @@ from cache_svc.embedders.onnx import OnnxEmbedder
 from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
 from cache_svc.embedding_queue import EmbeddingQueue
 from cache_svc.gate import Gate
-from cache_svc.growing_index import Builder, GrowingIndex, RebuildPolicy
+from cache_svc.growing_index import Builder
 from cache_svc.intake import Intake, IntakeLimits
 from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.learning import Learning
@@ -24,6 +24,7 @@ from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
 from cache_svc.new_entry_rate import NewEntryRate
 from cache_svc.open_gate import open_gate
+from cache_svc.open_index import OpenIndex, open_index
 from cache_svc.owned_task import owned_task
 from cache_svc.quarantine import Quarantine
 from cache_svc.reembedding import Reembedding
@@ -63,7 +64,8 @@ async def serve(
         queue = None
         if settings.semantic.enabled:
             queue = await stack.enter_async_context(_open_queue(settings.semantic))
-        index = _empty_index(settings.semantic, queue, executor, builder)
+        indexes = await asyncio.to_thread(_open_index, settings, queue, executor, builder)
+        index = indexes.scoped
         stats = Stats()
         departures = Departures(index, stats)
         durable = await _open_durable(stack, settings, queue, clock, departures)
@@ -79,7 +81,7 @@ async def serve(
         if learning is not None:
             await stack.enter_async_context(owned_task(learning.run(), "learning"))
         if durable is not None:
-            returning = _bring_vectors_back(durable, index, queue, quarantine, settings.semantic)
+            returning = _bring_vectors_back(durable, indexes, queue, quarantine, settings.semantic)
             await stack.enter_async_context(owned_task(returning, "vectors from disk"))
         sweep = _sweep(store, settings.sweep_interval_s)
         await stack.enter_async_context(owned_task(sweep, "expiry sweep"))
@@ -128,12 +130,14 @@ def _open_quarantine(settings: SemanticSettings, durable: Opened | None) -> Quar
 
 async def _bring_vectors_back(
     durable: Opened,
-    index: ScopedIndex,
+    indexes: OpenIndex,
     queue: EmbeddingQueue | None,
     quarantine: Quarantine,
     settings: SemanticSettings,
 ) -> None:
     """Make stored answers comparable again: from disk, or anew after a change of embedder."""
+    index = indexes.scoped
+    await indexes.bring_back(durable.store)
     await restore_vectors(durable.vectors, durable.store, index)
     if queue is not None:
         stale = durable.store.without_vector()
@@ -141,19 +145,18 @@ async def _bring_vectors_back(
         await Reembedding(store, store.put, index, queue, quarantine, share=share).run(stale)
 
 
-def _empty_index(
-    settings: SemanticSettings,
+def _open_index(
+    settings: CacheSettings,
     queue: EmbeddingQueue | None,
     executor: Executor,
     builder: Builder,
-) -> ScopedIndex:
-    dimension = 0 if queue is None else queue.dimension
-    policy = RebuildPolicy(settings.flat_rows, settings.rebuild_factor)
-    return ScopedIndex(
-        dimension,
-        lambda: GrowingIndex(dimension, builder, policy),
+) -> OpenIndex:
+    return open_index(
+        settings,
         executor,
-        inline_rows=settings.inline_rows,
+        builder,
+        dimension=0 if queue is None else queue.dimension,
+        fingerprint="" if queue is None else queue.fingerprint,
     )
 
 
@@ -256,7 +259,9 @@ def _load_embedder(settings: SemanticSettings) -> Embedder:
                 "sentence-transformers model"
             )
         embedder = SentenceTransformersEmbedder(
-            settings.embedder_path, window_tokens=settings.window_tokens
+            settings.embedder_path,
+            window_tokens=settings.window_tokens,
+            device=settings.embedder_device,
         )
     else:
         embedder = OnnxEmbedder(

@@ -46,12 +46,14 @@ async def restore_vectors(
 
 
 def _restore(row: VectorRow, store: DurableStore, index: ScopedIndex) -> bool:
+    # Stored since the restart, or back from a snapshot: the checksum is not worth its time.
+    known = store.by_id(row[1])
+    if known is not None and index.contains(known.key.place, known.id):
+        return False
     try:
         entry_id, vector = read_vector(row)
         entry = store.by_id(entry_id)
         if entry is None or not entry.vector_dimension:
-            return False
-        if index.contains(entry.key.place, entry_id):  # stored since the restart
             return False
         index.add(entry.key.place, entry_id, vector)
     except (CorruptRow, VectorRefused):

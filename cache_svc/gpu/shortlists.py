@@ -34,7 +34,7 @@ _MOST = 2048
 _BLOCK_ROWS = 1 << 18
 _TRAINING_ROUNDS = 10
 # What inverted lists take beyond their vectors: 64-bit ids, lists that are not full.
-_LISTS_SLACK = 1.3
+_LISTS_SLACK = 1.8
 # Neighbours of a row in the graph that is searched, and in the one it is pruned from.
 _GRAPH_DEGREE = 32
 _FIRST_GRAPH_DEGREE = 64

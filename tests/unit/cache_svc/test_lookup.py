@@ -87,7 +87,7 @@ async def open_cache(
         async with EmbeddingQueue.open(
             embedder, max_batch=4, max_waiting=64, max_text_bytes=1000, kept_vectors=16
         ) as queue:
-            index = ScopedIndex(16, lambda: FaissIndex(16), executor, inline_rows=40)
+            index = ScopedIndex(16, lambda _place: FaissIndex(16), executor, inline_rows=40)
             store = MemoryStore(max_bytes, clock, Departures(index, stats))
             quarantine = Quarantine(10)
             verifier = WordVerifier()
