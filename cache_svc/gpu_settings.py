@@ -15,7 +15,7 @@ class GpuSettings(BaseModel):
 
     device: Annotated[int, Field(ge=0, le=63)] = 0
     """Number of the GPU, as CUDA counts them."""
-    least_rows: Annotated[int, Field(ge=64)] = 50_000
+    least_rows: Annotated[int, Field(ge=64)] = 10_000
     """Large scopes under so many vectors stay on the CPU, which is as quick there."""
     max_bytes: Annotated[int, Field(ge=64 * MIB)] = 4 * GIB
     """Bound on what all indexes together hold on the GPU, as estimated before each is
