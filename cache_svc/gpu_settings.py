@@ -17,6 +17,7 @@ class GpuSettings(BaseModel):
     """Number of the GPU, as CUDA counts them."""
     least_rows: Annotated[int, Field(ge=64)] = 10_000
     """Large scopes under so many vectors stay on the CPU, which is as quick there."""
-    max_bytes: Annotated[int, Field(ge=64 * MIB)] = 4 * GIB
+    max_bytes: Annotated[int, Field(ge=256 * MIB)] = 4 * GIB
     """Bound on what all indexes together hold on the GPU, as estimated before each is
-    built. A scope that would pass it is served by the CPU."""
+    built: 112 MiB and 0.8 to 1.4 KB a vector. A scope that would pass it is served by the
+    CPU."""

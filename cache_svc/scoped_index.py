@@ -58,6 +58,10 @@ class ScopedIndex:
         """Scopes that hold at least one vector."""
         return len(self._indexes)
 
+    def index_of(self, place: Place) -> VectorIndex | None:
+        """The index of one scope; None where it has no vectors."""
+        return self._indexes.get(place)
+
     def contains(self, place: Place, entry_id: int) -> bool:
         """Whether this entry can be found by similarity in this place."""
         index = self._indexes.get(place)

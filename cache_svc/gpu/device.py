@@ -1,8 +1,9 @@
 """One GPU and what indexes may take of it."""
 
+import ctypes
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -16,7 +17,13 @@ from sidecache.errors import SetupError
 _log = logging.getLogger(__name__)
 
 # Scratch memory of one index; beyond it FAISS allocates and frees, which is slower.
-TEMP_BYTES = 32 << 20
+_TEMP_BYTES = 32 << 20
+# What one index takes before its first vector: scratch memory, streams, and the
+# workspaces of its handles (measured on an H100).
+FIXED_BYTES = 112 << 20
+# What must be free beyond the index itself before it is built. Where CUDA cannot make a
+# handle or a stream, FAISS ends the process instead of raising, so it must not get there.
+_HEADROOM_BYTES = 1 << 30
 _TRIAL_DIMENSION = 32
 
 
@@ -31,11 +38,15 @@ class Gpu:
         device: as CUDA counts them.
         max_bytes: bound on what all indexes together hold there, as estimated
             before each is built.
+        free_bytes: how much of the GPU's memory nobody has.
     """
 
-    def __init__(self, device: int, max_bytes: int) -> None:
+    def __init__(
+        self, device: int, max_bytes: int, free_bytes: Callable[[int], int] | None = None
+    ) -> None:
         self.device = device
         self.max_bytes = max_bytes
+        self._free_bytes = free_bytes or free_bytes_of
         self._taken = 0
         self._lock = Lock()
 
@@ -76,8 +87,9 @@ class Gpu:
         """Count ``size`` bytes for as long as the owner lives.
 
         Raises:
-            DeviceFailed: they would pass the bound.
+            DeviceFailed: they would pass the bound, or the GPU has not so many left.
         """
+        self.check_room(size)
         with self._lock:
             if self._taken + size > self.max_bytes:
                 raise DeviceFailed(
@@ -87,6 +99,19 @@ class Gpu:
             self._taken += size
         weakref.finalize(owner, self._give_back, size)
 
+    def check_room(self, size: int) -> None:
+        """Whether so many bytes can be taken without coming near the end of the memory.
+
+        Raises:
+            DeviceFailed: they cannot.
+        """
+        free = self._free_bytes(self.device)
+        if free < size + _HEADROOM_BYTES:
+            raise DeviceFailed(
+                f"an index of {size} bytes and {_HEADROOM_BYTES} to spare do not fit the "
+                f"{free} bytes that GPU {self.device} has left"
+            )
+
     def resources(self) -> Any:
         """FAISS's resources for one index: scratch memory is taken, pinned memory is not.
 
@@ -95,7 +120,7 @@ class Gpu:
         """
         with failures_told():
             resources = faiss.StandardGpuResources()
-            resources.setTempMemory(TEMP_BYTES)
+            resources.setTempMemory(_TEMP_BYTES)
             resources.setPinnedMemory(0)
             return resources
 
@@ -111,6 +136,7 @@ class Gpu:
     def _try_out(self) -> None:
         vectors = np.eye(_TRIAL_DIMENSION, dtype=np.float32)
         try:
+            self.check_room(FIXED_BYTES)
             config = self.configured(faiss.GpuIndexFlatConfig())
             index = faiss.GpuIndexFlatIP(self.resources(), _TRIAL_DIMENSION, config)
             with failures_told():
@@ -121,6 +147,26 @@ class Gpu:
         if found.tolist() != list(range(_TRIAL_DIMENSION)):
             raise SetupError(f"GPU {self.device} returned wrong results of a trial search")
         _log.info("GPU %d is used for large scopes", self.device)
+
+
+def free_bytes_of(device: int) -> int:
+    """Memory of a GPU that no process has; FAISS itself does not tell.
+
+    Raises:
+        DeviceFailed: CUDA does not answer.
+    """
+    try:
+        # The library that FAISS has loaded.
+        cuda = ctypes.CDLL("libcudart.so.13")
+    except OSError as error:
+        raise DeviceFailed(f"CUDA's runtime cannot be asked: {error}") from error
+    before, free, total = ctypes.c_int(), ctypes.c_size_t(), ctypes.c_size_t()
+    failed = cuda.cudaGetDevice(ctypes.byref(before)) or cuda.cudaSetDevice(device)
+    failed = failed or cuda.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+    cuda.cudaSetDevice(before)
+    if failed:
+        raise DeviceFailed(f"CUDA answers with error {failed} when asked for free memory")
+    return free.value
 
 
 @contextmanager

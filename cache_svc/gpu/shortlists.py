@@ -13,7 +13,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from cache_svc.gpu.device import TEMP_BYTES, Gpu, failures_told
+from cache_svc.gpu.device import FIXED_BYTES, Gpu, failures_told
 from cache_svc.ivf_index import (
     QUERIES,
     TRAINING_ROWS_PER_LIST,
@@ -30,8 +30,8 @@ cuda: Any = faiss
 
 # Largest k of FAISS's searches on a GPU, and of lists searched at once.
 _MOST = 2048
-# Rows handed over at once: 400 MB of float32 at 384 dimensions.
-_BLOCK_ROWS = 1 << 18
+# What is handed over at once; well under what the GPU must have free before a build.
+_BLOCK_BYTES = 256 << 20
 _TRAINING_ROUNDS = 10
 # What inverted lists take beyond their vectors: 64-bit ids, lists that are not full.
 _LISTS_SLACK = 1.8
@@ -42,7 +42,7 @@ _FIRST_GRAPH_DEGREE = 64
 GRAPH_LEAST_ROWS = 1024
 # Results that a walk through the graph keeps while it searches, from few to many.
 _GRAPH_EFFORTS = (64, 96, 128, 192, 256, 384, 512)
-_HALF_BYTES = 2
+_SINGLE_BYTES = 4
 _ID_BYTES = 8
 _LINK_BYTES = 4
 
@@ -57,7 +57,7 @@ class GpuShortlister:
     """
 
     def __init__(self, gpu: Gpu, size: int, most: int = _MOST) -> None:
-        gpu.reserve(self, size + TEMP_BYTES)
+        gpu.reserve(self, size + FIXED_BYTES)
         self.most = most
         self.effort = 0
         self.resources = gpu.resources()
@@ -187,9 +187,10 @@ def _sample(rows: HalfMatrix, count: int, random: np.random.Generator) -> Matrix
 
 def _blocks(rows: HalfMatrix, check_stop: Callable[[], None]) -> Iterator[Batch]:
     """All rows, a block at a time, under their positions."""
-    for start in range(0, len(rows), _BLOCK_ROWS):
+    at_once = max(1, _BLOCK_BYTES // (_SINGLE_BYTES * rows.shape[1]))
+    for start in range(0, len(rows), at_once):
         check_stop()
-        block = rows[start : start + _BLOCK_ROWS]
+        block = rows[start : start + at_once]
         yield Batch(np.arange(start, start + len(block)), _unit(block))
 
 

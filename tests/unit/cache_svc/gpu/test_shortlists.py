@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cache_svc.faiss_index import FaissIndex
-from cache_svc.gpu.device import TEMP_BYTES, Gpu
+from cache_svc.gpu.device import FIXED_BYTES, Gpu
 from cache_svc.gpu.shortlists import GRAPH_LEAST_ROWS
 from cache_svc.large_index import _MAKERS, GpuKind
 from cache_svc.shortlist_index import ShortlistIndex
@@ -90,7 +90,7 @@ def test_one_index_is_searched_while_others_are_built(flat: FaissIndex) -> None:
 @needs_gpu
 def test_the_bound_on_gpu_memory_holds(flat: FaissIndex) -> None:
     """An index past the operator's bound is not built; a dropped one gives its part back."""
-    gpu = Gpu.open(0, TEMP_BYTES + 2 * DIMENSION * ROWS)
+    gpu = Gpu.open(0, FIXED_BYTES + 2 * DIMENSION * ROWS)
     first = build("gpu_flat", flat, gpu)
     with pytest.raises(DeviceFailed, match="max_bytes"):
         build("gpu_flat", flat, gpu)
@@ -105,22 +105,43 @@ def test_the_bound_on_gpu_memory_holds(flat: FaissIndex) -> None:
 def test_a_gpu_without_memory_is_an_error_that_can_be_caught(
     kind: GpuKind, flat: FaissIndex
 ) -> None:
-    """Somebody else took all of the GPU's memory: the build fails, the process lives on."""
+    """Somebody else took the GPU's memory: the build is not begun, and the process lives on.
+
+    FAISS would end the process here.
+    """
     torch = pytest.importorskip("torch")
     held = []
     try:
-        for size in (GIB, 1 << 27, 1 << 22):
+        with pytest.raises(torch.OutOfMemoryError):
             while True:
-                try:
-                    held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
-                except torch.OutOfMemoryError:
-                    break
-        with pytest.raises(DeviceFailed):
+                held.append(torch.empty(GIB // 2, dtype=torch.uint8, device="cuda"))
+        with pytest.raises(DeviceFailed, match="has left"):
             build(kind, flat)
     finally:
         held.clear()
         torch.cuda.empty_cache()
     assert len(build(kind, flat)) == ROWS
+
+
+def test_room_is_asked_for_before_anything_is_made() -> None:
+    """Without enough free memory nothing is reserved; with it, the owner's life counts."""
+
+    class Owner:
+        pass
+
+    free = [GIB]
+    gpu = Gpu(0, 8 * GIB, free_bytes=lambda _device: free[0])
+    owner = Owner()
+    with pytest.raises(DeviceFailed, match=f"the {GIB} bytes that GPU 0 has left"):
+        gpu.reserve(owner, 1)
+    assert gpu.taken_bytes == 0
+    free[0] = 100 * GIB
+    gpu.reserve(owner, 5 * GIB)
+    with pytest.raises(DeviceFailed, match="max_bytes"):
+        gpu.reserve(Owner(), 4 * GIB)
+    assert gpu.taken_bytes == 5 * GIB
+    del owner
+    assert gpu.taken_bytes == 0
 
 
 @needs_gpu
