@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cache_svc import index_shelf
 from cache_svc.entry import Place
 from cache_svc.faiss_index import FaissIndex
 from cache_svc.index_shelf import IndexShelf
@@ -65,7 +64,7 @@ def test_a_damaged_generation_gives_way_to_the_one_before(
 ) -> None:
     """Where both are there, say after a crash, the newest sound one serves."""
     with monkeypatch.context() as patch:
-        patch.setattr(index_shelf.shutil, "rmtree", lambda *_args, **_named: None)
+        patch.setattr("cache_svc.index_shelf.shutil.rmtree", lambda *_args, **_named: None)
         shelf.save(PLACE, index_of(500))
         shelf.save(PLACE, index_of(700))
     newest = generations(tmp_path)[-1] / "index.faiss"
