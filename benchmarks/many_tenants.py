@@ -51,7 +51,7 @@ async def measure(tenants: int, entries: int) -> dict[str, Any]:
         policy = RebuildPolicy()
         index = ScopedIndex(
             DIMENSION,
-            lambda: GrowingIndex(DIMENSION, builder, policy),
+            lambda _place: GrowingIndex(DIMENSION, builder, policy),
             executor,
             inline_rows=INLINE_ROWS,
         )

@@ -40,7 +40,8 @@ MAX_BYTES = 1 << 40
 BATCH = 1000
 
 
-def _entry(number: int, answer: bytes) -> Entry:
+def store_entry(number: int, answer: bytes) -> Entry:
+    """Entry of this number, in a scope with a hundred others."""
     exact = blake2b(number.to_bytes(8, "big"), digest_size=32).digest()
     scope = blake2b((number // ENTRIES_A_SCOPE).to_bytes(8, "big"), digest_size=32).digest()
     key = Key("tenant", "", "model", scope, exact, f"a question of some forty letters {number:08}")
@@ -48,7 +49,7 @@ def _entry(number: int, answer: bytes) -> Entry:
     return Entry(number, key, answer, (), now_s, now_s + 86_400, DIMENSION, 200)
 
 
-def _ignore(_entries: Sequence[Entry], _why: Removal) -> None:
+def ignore_removal(_entries: Sequence[Entry], _why: Removal) -> None:
     """Nobody else keeps anything of an entry here."""
 
 
@@ -56,7 +57,7 @@ async def _fill(folder: Path, entries: int) -> float:
     random_ = np.random.default_rng(3)
     pool = random_.bytes(1 << 20)
     with open_durable_store(
-        folder, MAX_BYTES, time.monotonic, _ignore, fingerprint="bench"
+        folder, MAX_BYTES, time.monotonic, ignore_removal, fingerprint="bench"
     ) as opened:
         started = time.perf_counter()
         for start in range(0, entries, BATCH):
@@ -64,7 +65,7 @@ async def _fill(folder: Path, entries: int) -> float:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             for number in range(start, start + BATCH):
                 at = number % (len(pool) - ANSWER_BYTES)
-                entry = _entry(number, pool[at : at + ANSWER_BYTES])
+                entry = store_entry(number, pool[at : at + ANSWER_BYTES])
                 opened.store.put(entry, vectors[number - start])
             await opened.store.settled([])
         return time.perf_counter() - started
@@ -75,7 +76,7 @@ async def _reopen(folder: Path, *, with_vectors: bool) -> dict[str, float]:
     started, started_cpu = time.perf_counter(), time.process_time()
     with (
         open_durable_store(
-            folder, MAX_BYTES, time.monotonic, _ignore, fingerprint="bench"
+            folder, MAX_BYTES, time.monotonic, ignore_removal, fingerprint="bench"
         ) as opened,
         ThreadPoolExecutor(1) as executor,
     ):
@@ -88,7 +89,7 @@ async def _reopen(folder: Path, *, with_vectors: bool) -> dict[str, float]:
         row["exact_lookup_us"] = _lookup_us(opened.store.find, entries)
         if with_vectors:
             index = ScopedIndex(
-                DIMENSION, lambda: FaissIndex(DIMENSION), executor, inline_rows=2048
+                DIMENSION, lambda _place: FaissIndex(DIMENSION), executor, inline_rows=2048
             )
             started, started_cpu = time.perf_counter(), time.process_time()
             row["vectors"] = await restore_vectors(opened.vectors, opened.store, index)
@@ -102,7 +103,7 @@ async def _reopen(folder: Path, *, with_vectors: bool) -> dict[str, float]:
 
 def _lookup_us(find: Callable[[str, bytes], Entry | None], entries: int) -> float:
     seed = random.Random(4)  # noqa: S311 - which keys are asked, no secret
-    keys = [_entry(seed.randrange(entries), b"").key.exact for _ in range(LOOKUPS)]
+    keys = [store_entry(seed.randrange(entries), b"").key.exact for _ in range(LOOKUPS)]
     started = time.thread_time()
     found = sum(find("tenant", key) is not None for key in keys)
     spent = time.thread_time() - started

@@ -210,6 +210,8 @@ class EmbeddingQueue:
 def _as_failure(error: Exception) -> SidecacheError:
     if isinstance(error, VectorRefused):
         return EmbeddingFailed(f"the embedder returned no unit vector: {error.text}")
+    if isinstance(error, EmbeddingFailed):
+        return error
     return EmbeddingFailed(f"the embedder failed: {type(error).__name__}")
 
 

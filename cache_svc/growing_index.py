@@ -1,10 +1,11 @@
 """The index of a scope that may become large: flat at first, inverted lists later.
 
-A scope that outgrows a flat search is rebuilt as inverted lists, and these again
-once the scope has grown or shrunk so much that they no longer fit, always beside
-the searches: the vectors there are stay where they are, those that arrive go to
-a small flat index at the side, and every search looks into both. When the new
-index is whole it takes the old one's place, and the side's vectors move into it.
+A scope that outgrows a flat search is rebuilt as inverted lists, or on a GPU
+(large_index.py), and again once it has grown or shrunk so much that this no longer
+fits, always beside the searches: the vectors there are stay where they are, those
+that arrive go to a small flat index at the side, and every search looks into both.
+When the new index is whole it takes the old one's place, and the side's vectors
+move into it.
 """
 
 import heapq
@@ -18,7 +19,9 @@ from typing import Self
 from cache_svc.entry import DuplicateId
 from cache_svc.faiss_index import FaissIndex
 from cache_svc.ivf_index import BuildStopped, IvfIndex
-from cache_svc.vector_index import Matrix, Neighbor, Vector
+from cache_svc.large_index import BuildLarge, LargeIndex, on_cpu
+from cache_svc.shortlist_index import ShortlistIndex
+from cache_svc.vector_index import DeviceFailed, Matrix, Neighbor, Vector
 
 _log = logging.getLogger(__name__)
 
@@ -102,15 +105,19 @@ class GrowingIndex:
         builder: where rebuilds run.
         policy: when they do.
         start: what to start from, say a snapshot; None: empty.
-        on_built: given every new index with lists before it is used, on the builder's
-            thread; say, to save a snapshot. An OSError of it is logged and costs nothing.
+        on_built: given every new index with lists on the CPU before it is used, on the
+            builder's thread; say, to save a snapshot. An OSError of it is logged and
+            costs nothing.
+        build_large: what a scope that outgrew a flat search is built as.
     """
 
     __slots__ = (
         "_bounds",
+        "_build_large",
         "_builder",
         "_changing",
         "_frozen",
+        "_heeds_wear",
         "_main",
         "_on_built",
         "_policy",
@@ -127,13 +134,15 @@ class GrowingIndex:
         *,
         start: IvfIndex | None = None,
         on_built: Callable[[IvfIndex], None] | None = None,
+        build_large: BuildLarge = on_cpu,
     ) -> None:
         self.dimension = dimension
         self._builder = builder
         self._policy = policy
         self._on_built = on_built
+        self._build_large = build_large
         self._changing = Lock()
-        self._main: FaissIndex | IvfIndex = FaissIndex(dimension) if start is None else start
+        self._main: FaissIndex | LargeIndex = FaissIndex(dimension) if start is None else start
         # A rebuild reads the main index: nothing may be added to it until the swap.
         self._frozen = False
         # What arrived meanwhile, and has not moved to the main index yet.
@@ -141,6 +150,7 @@ class GrowingIndex:
         # Ids that left the main index meanwhile.
         self._removed: set[int] = set()
         self._bounds = policy.bounds(len(self._main), inverted=start is not None)
+        self._heeds_wear = True
 
     def __len__(self) -> int:
         side = self._side
@@ -152,7 +162,7 @@ class GrowingIndex:
         return (side is not None and entry_id in side) or entry_id in self._main
 
     @property
-    def main(self) -> FaissIndex | IvfIndex:
+    def main(self) -> FaissIndex | LargeIndex:
         """The index that most vectors are in, or all of them unless :attr:`rebuilding`."""
         return self._main
 
@@ -176,7 +186,7 @@ class GrowingIndex:
         # The side first: what moves into the main index meanwhile is then seen
         # twice, and not never.
         aside = [] if side is None else side.search(vector, k)
-        found = self._main.search(vector, k)
+        found = self._search_main(vector, k)
         if not aside:
             return found
         both = dict([*found, *aside])
@@ -191,16 +201,29 @@ class GrowingIndex:
             self._rebuild_if_due()
             return removed
 
+    def _search_main(self, vector: Vector, k: int) -> list[Neighbor]:
+        try:
+            return self._main.search(vector, k)
+        except DeviceFailed:
+            # Nothing may ever change here again: the next build must not wait for that.
+            with self._changing:
+                self._rebuild_if_due()
+            raise
+
     def _rebuild_if_due(self) -> None:
-        least, most = self._bounds
-        rows = len(self._main)
-        if self._side is not None or not rows or least <= rows <= most:
+        if self._side is not None or not self._is_due():
             return
         self._side, self._frozen = FaissIndex(self.dimension), True
         try:
             self._builder.submit(self._rebuild)
         except RuntimeError:  # the process is ending; what there is serves on
             self._side, self._frozen = None, False
+
+    def _is_due(self) -> bool:
+        least, most = self._bounds
+        main = self._main
+        worn = self._heeds_wear and isinstance(main, ShortlistIndex) and main.worn
+        return len(main) > 0 and (worn or not least <= len(main) <= most)
 
     def _rebuild(self) -> None:
         """On the builder's thread: build, swap, and move the side's vectors over."""
@@ -210,18 +233,21 @@ class GrowingIndex:
             return
         except Exception as error:  # noqa: BLE001  # say, no memory: the old index serves on
             _log.warning("an index of %d vectors was not rebuilt: %r", len(self), error)
+            self._heeds_wear = False  # else it would be tried with every change
             self._swap(self._main, self._bounds_after_failure())
         else:
-            inverted = isinstance(built, IvfIndex)
+            self._heeds_wear = True
+            inverted = not isinstance(built, FaissIndex)
             self._swap(built, self._policy.bounds(len(built), inverted=inverted))
         self._absorb_side()
 
-    def _built(self) -> FaissIndex | IvfIndex:
+    def _built(self) -> FaissIndex | LargeIndex:
         main = self._main
         if len(main) >= self._policy.least_inverted:
-            lists = IvfIndex.build(self.dimension, main, check_stop=self._builder.check_stop)
-            self._tell(lists)
-            return lists
+            large = self._build_large(self.dimension, main, self._builder.check_stop)
+            if isinstance(large, IvfIndex):
+                self._tell(large)
+            return large
         flat = FaissIndex(self.dimension)
         for batch in main.batches():
             self._builder.check_stop()
@@ -242,7 +268,7 @@ class GrowingIndex:
         rows = len(self)
         return rows / self._policy.factor, rows * self._policy.factor
 
-    def _swap(self, built: FaissIndex | IvfIndex, bounds: tuple[float, float]) -> None:
+    def _swap(self, built: FaissIndex | LargeIndex, bounds: tuple[float, float]) -> None:
         with self._changing:
             built.remove(self._removed)
             self._removed = set()

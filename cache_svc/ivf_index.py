@@ -10,12 +10,13 @@ the time, of float32 (docs/decisions/0010-large-scopes.md has the table).
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
 from cache_svc.entry import DuplicateId
 from cache_svc.faiss_index import use_one_thread
@@ -35,16 +36,16 @@ from cache_svc.vector_index import (
 # lists and scanning them cost about the same.
 _LISTS_PER_ROOT = 4
 # Training vectors a list; FAISS warns below 39, and more moved recall by nothing.
-_TRAINING_ROWS_PER_LIST = 40
+TRAINING_ROWS_PER_LIST = 40
 _TRAINING_ROUNDS = 6
 # Recall@1 that the number of lists searched is chosen for. The measurement is of
-# _QUERIES queries, so the target lies above the .99 that is promised.
-_TARGET_RECALL = 0.997
-_QUERIES = 1024
+# QUERIES queries, so the target lies above the .99 that is promised.
+TARGET_RECALL = 0.997
+QUERIES = 1024
 # Cosines of those queries to the vectors they are displaced from: where paraphrases lie.
 _QUERY_COSINES = (0.85, 0.97)
 # Below it a build on noisy vectors takes its own easy queries for all there are.
-_LEAST_LISTS_SEARCHED = 48
+LEAST_LISTS_SEARCHED = 48
 
 
 # Finds the place of an id, so that removing costs a microsecond and not a walk.
@@ -75,7 +76,7 @@ class IvfIndex:
         self._ivf = ivf
         self._ids = ids
         self._lock = ReadersWriterLock()
-        self._parameters = _searching(lists_searched)
+        self._parameters = searching(lists_searched)
 
     @classmethod
     def build(
@@ -99,14 +100,18 @@ class IvfIndex:
         use_one_thread()
         random = np.random.default_rng(0)
         ivf = _trained(dimension, source, random, check_stop)
-        measure = _RecallMeasure(_sample(source, _QUERIES, random), random)
+        measure = RecallMeasure(sampled(source, QUERIES, random), random)
         ids: set[int] = set()
         for batch in source.batches():
             check_stop()
             ivf.add_with_ids(batch.vectors, batch.ids)
             measure.see(batch)
             ids.update(batch.ids.tolist())  # bit by bit: searches need the interpreter too
-        return cls(ivf, ids, measure.lists_needed(ivf))
+        searched = measure.least_effort(
+            lambda queries, lists: ivf.search(queries, 1, params=searching(lists))[1],
+            lists_to_try(ivf.nlist),
+        )
+        return cls(ivf, ids, searched)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -176,10 +181,8 @@ def _trained(
     check_stop: Callable[[], None],
 ) -> Any:
     """An empty IVF index whose lists are learnt from a sample of the source."""
-    rows = len(source)
-    lists = round(min(_LISTS_PER_ROOT * math.sqrt(rows), rows / _TRAINING_ROWS_PER_LIST))
-    lists = max(1, lists)
-    sample = _sample(source, _TRAINING_ROWS_PER_LIST * lists, random)
+    lists = suitable_lists(len(source))
+    sample = sampled(source, TRAINING_ROWS_PER_LIST * lists, random)
     quantizer = faiss.IndexFlatIP(dimension)
     quantizer.add(_centroids(sample, lists, check_stop))
     ivf = faiss.IndexIVFScalarQuantizer(
@@ -195,7 +198,12 @@ def _trained(
     return ivf
 
 
-def _sample(source: VectorSource, rows: int, random: np.random.Generator) -> Matrix:
+def suitable_lists(rows: int) -> int:
+    """How many lists so many vectors are spread over; at least one."""
+    return max(1, round(min(_LISTS_PER_ROOT * math.sqrt(rows), rows / TRAINING_ROWS_PER_LIST)))
+
+
+def sampled(source: VectorSource, rows: int, random: np.random.Generator) -> Matrix:
     """About ``rows`` vectors at most, drawn evenly, in the order of the source."""
     share = min(1.0, rows / len(source))
     drawn = [b.vectors[random.random(len(b.ids)) < share] for b in source.batches()]
@@ -234,47 +242,73 @@ def _k_means(sample: Matrix, clusters: int) -> tuple[Any, Matrix]:
         spherical=True,
         seed=1,
         min_points_per_centroid=1,  # keeps FAISS from printing a warning
-        max_points_per_centroid=4 * _TRAINING_ROWS_PER_LIST,
+        max_points_per_centroid=4 * TRAINING_ROWS_PER_LIST,
     )
     k_means.train(sample)
     return k_means.index, np.asarray(k_means.centroids, np.float32)
 
 
-class _RecallMeasure:
-    """How many lists must be searched to find the nearest neighbour.
+Knn = Callable[..., tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
+
+
+class RecallMeasure:
+    """How much must be searched to find the nearest neighbour.
 
     Its queries are vectors of the index, displaced: half of them in a random
     direction, half towards another vector. While the index is filled, every batch
     is compared with all of them, which tells each one's true nearest neighbour.
+
+    Args:
+        vectors: that the queries are made of.
+        random: makes them.
+        knn: compares, as faiss.knn does.
     """
 
-    def __init__(self, vectors: Matrix, random: np.random.Generator) -> None:
+    def __init__(self, vectors: Matrix, random: np.random.Generator, knn: Knn = faiss.knn) -> None:
         directions = random.standard_normal(vectors.shape).astype(np.float32)
         directions[::2] = vectors[random.permutation(len(vectors))][::2]
         cosines = random.uniform(*_QUERY_COSINES, size=(len(vectors), 1))
         self._queries = displaced(vectors, directions, cosines.astype(np.float32))
+        self._knn = knn
         self._nearest = np.full(len(vectors), -1, np.int64)
         self._scores = np.full(len(vectors), -2.0, np.float32)
 
     def see(self, batch: Batch) -> None:
         """Compare every query with every vector of the batch."""
-        scores, rows = faiss.knn(self._queries, batch.vectors, 1, metric=faiss.METRIC_INNER_PRODUCT)
+        metric = faiss.METRIC_INNER_PRODUCT
+        scores, rows = self._knn(self._queries, batch.vectors, 1, metric=metric)
         nearer = scores[:, 0] > self._scores
         self._scores[nearer] = scores[nearer, 0]
         self._nearest[nearer] = batch.ids[rows[nearer, 0]]
 
-    def lists_needed(self, ivf: Any) -> int:
-        """The fewest lists, in steps, that reach the target; all of them if none does."""
-        searched: int = min(_LEAST_LISTS_SEARCHED, ivf.nlist)
-        while searched < ivf.nlist:
-            _, found = ivf.search(self._queries, 1, params=_searching(searched))
-            if np.mean(found[:, 0] == self._nearest) >= _TARGET_RECALL:
+    def least_effort(
+        self, search: Callable[[Matrix, int], npt.NDArray[np.int64]], efforts: Iterable[int]
+    ) -> int:
+        """The first effort that reaches the target; the last one if none does.
+
+        Args:
+            search: the ids found for each query with an effort, shape (n, any).
+            efforts: at least one, rising.
+        """
+        chosen = 0
+        for chosen in efforts:
+            found = search(self._queries, chosen)
+            if np.mean((found == self._nearest[:, None]).any(axis=1)) >= TARGET_RECALL:
                 break
-            searched = min(searched * 3 // 2, ivf.nlist)
-        return searched
+        return chosen
 
 
-def _searching(lists: int) -> Any:
+def lists_to_try(lists: int) -> Iterator[int]:
+    """How many of so many lists to search, from the fewest to all of them."""
+    searched = min(LEAST_LISTS_SEARCHED, lists)
+    while searched < lists:
+        yield searched
+        searched = min(searched * 3 // 2, lists)
+    yield lists
+
+
+def searching(lists: int) -> Any:
+    """What tells FAISS to search so many lists."""
     parameters = faiss.SearchParametersIVF()
     parameters.nprobe = lists
     return parameters

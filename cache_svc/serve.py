@@ -17,7 +17,7 @@ from cache_svc.embedders.onnx import OnnxEmbedder
 from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
 from cache_svc.embedding_queue import EmbeddingQueue
 from cache_svc.gate import Gate
-from cache_svc.growing_index import Builder, GrowingIndex, RebuildPolicy
+from cache_svc.growing_index import Builder
 from cache_svc.intake import Intake, IntakeLimits
 from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.learning import Learning
@@ -26,6 +26,7 @@ from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
 from cache_svc.new_entry_rate import NewEntryRate
 from cache_svc.open_gate import OpenGate, open_gate
+from cache_svc.open_index import OpenIndex, open_index
 from cache_svc.owned_task import owned_task
 from cache_svc.prefix_tier import open_prefix_tier
 from cache_svc.quarantine import Quarantine
@@ -56,8 +57,13 @@ class _Shared:
     clock: Clock
     stats: Stats
     queue: EmbeddingQueue | None
-    index: ScopedIndex
+    indexes: OpenIndex
     executor: Executor
+
+    @property
+    def index(self) -> ScopedIndex:
+        """The vectors of every scope."""
+        return self.indexes.scoped
 
 
 @asynccontextmanager
@@ -74,8 +80,8 @@ async def serve(
     """
     async with AsyncExitStack() as stack:
         shared = await _open_shared(stack, settings, telemetry, clock)
-        queue, index = shared.queue, shared.index
-        departures = Departures(index, shared.stats)
+        queue = shared.queue
+        departures = Departures(shared.index, shared.stats)
         durable = await _open_durable(stack, settings, queue, clock, departures)
         store = _store(settings, durable, clock, departures)
         departures.metrics = _store_metrics(telemetry, store)
@@ -87,7 +93,7 @@ async def serve(
         if learning is not None:
             await stack.enter_async_context(owned_task(learning.run(), "learning"))
         if durable is not None:
-            returning = _bring_vectors_back(durable, index, queue, quarantine, settings.semantic)
+            returning = _bring_vectors_back(durable, shared, quarantine)
             await stack.enter_async_context(owned_task(returning, "vectors from disk"))
             learnt = None if opened is None else opened.learnt
             keeping = _keep_learnt(durable.store, learnt, settings.store.learnt_interval_s)
@@ -116,8 +122,8 @@ async def _open_shared(
     queue = None
     if settings.semantic.enabled:
         queue = await stack.enter_async_context(_open_queue(settings.semantic))
-    index = _empty_index(settings.semantic, queue, executor, builder)
-    return _Shared(settings, telemetry, clock, Stats(), queue, index, executor)
+    indexes = await asyncio.to_thread(_open_index, settings, queue, executor, builder)
+    return _Shared(settings, telemetry, clock, Stats(), queue, indexes, executor)
 
 
 async def _open_durable(
@@ -155,34 +161,29 @@ def _open_quarantine(settings: SemanticSettings, durable: Opened | None) -> Quar
     )
 
 
-async def _bring_vectors_back(
-    durable: Opened,
-    index: ScopedIndex,
-    queue: EmbeddingQueue | None,
-    quarantine: Quarantine,
-    settings: SemanticSettings,
-) -> None:
+async def _bring_vectors_back(durable: Opened, shared: _Shared, quarantine: Quarantine) -> None:
     """Make stored answers comparable again: from disk, or anew after a change of embedder."""
-    await restore_vectors(durable.vectors, durable.store, index)
+    index, queue, store = shared.index, shared.queue, durable.store
+    await shared.indexes.bring_back(store)
+    await restore_vectors(durable.vectors, store, index)
     if queue is not None:
-        stale = durable.store.without_vector()
-        store, share = durable.store, settings.reembed_share
+        stale = store.without_vector()
+        share = shared.settings.semantic.reembed_share
         await Reembedding(store, store.put, index, queue, quarantine, share=share).run(stale)
 
 
-def _empty_index(
-    settings: SemanticSettings,
+def _open_index(
+    settings: CacheSettings,
     queue: EmbeddingQueue | None,
     executor: Executor,
     builder: Builder,
-) -> ScopedIndex:
-    dimension = 0 if queue is None else queue.dimension
-    policy = RebuildPolicy(settings.flat_rows, settings.rebuild_factor)
-    return ScopedIndex(
-        dimension,
-        lambda: GrowingIndex(dimension, builder, policy),
+) -> OpenIndex:
+    return open_index(
+        settings,
         executor,
-        inline_rows=settings.inline_rows,
+        builder,
+        dimension=0 if queue is None else queue.dimension,
+        fingerprint="" if queue is None else queue.fingerprint,
     )
 
 
@@ -313,7 +314,9 @@ def _load_embedder(settings: SemanticSettings) -> Embedder:
                 "sentence-transformers model"
             )
         embedder = SentenceTransformersEmbedder(
-            settings.embedder_path, window_tokens=settings.window_tokens
+            settings.embedder_path,
+            window_tokens=settings.window_tokens,
+            device=settings.embedder_device,
         )
     else:
         embedder = OnnxEmbedder(

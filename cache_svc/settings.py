@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cache_svc.bound_settings import BoundSettings
+from cache_svc.gpu_settings import GpuSettings
 from cache_svc.prefix_settings import PrefixSettings
 from observability.listening import is_local
 from observability.settings import MIB, PositiveSeconds, ServerSettings, TelemetrySettings
@@ -27,6 +28,8 @@ class SemanticSettings(BaseModel):
     embedder_path: Path | None = None
     """ONNX file, or folder of a sentence-transformers model. Unset: the MiniLM that
     `sidecache pull` fetches."""
+    embedder_device: Literal["cpu", "cuda"] = "cpu"
+    """Where a sentence-transformers model runs. Its vectors are the same on both."""
     embedder_threads: Annotated[int, Field(ge=1, le=64)] = 1
     """Threads of the ONNX embedder."""
     window_tokens: Annotated[int, Field(ge=8, le=8192)] = 256
@@ -50,11 +53,16 @@ class SemanticSettings(BaseModel):
     """Vectors of recent prompts that are kept, so that storing an answer is free."""
     inline_rows: Annotated[int, Field(ge=0)] = 2048
     """Scopes with up to so many vectors are searched without changing the thread."""
+    index: Literal["flat", "ivf", "gpu_flat", "gpu_ivf", "gpu_cagra"] = "ivf"
+    """What large scopes are searched through, built in the background. "flat": every
+    vector, exact and slow; "ivf": inverted lists on the CPU; the others need the extra
+    [gpu]. A GPU is never taken unasked: its memory may be somebody else's."""
+    gpu: GpuSettings = GpuSettings()
+    """What the gpu_ kinds of index may take."""
     flat_rows: Annotated[int, Field(ge=64)] = 5000
-    """Scopes beyond so many vectors are searched through inverted lists, built in the
-    background."""
+    """Scopes beyond so many vectors are large."""
     rebuild_factor: Annotated[float, Field(gt=1, le=16)] = 2.0
-    """The lists are learnt anew once a scope has grown or shrunk by this factor."""
+    """A large scope's index is built anew once the scope has grown or shrunk by this factor."""
     search_threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads that search larger scopes."""
     reembed_share: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -84,6 +92,10 @@ class StoreSettings(BaseModel):
     learnt_interval_s: PositiveSeconds = 1.0
     """How often hit counts and what the bound on false hits has learnt are written; an alarm
     is at once."""
+    index_snapshots: bool = True
+    """Keep the inverted lists of large scopes in `indexes` beside the database: a restart
+    then spares learning them. They hold vectors, 0.8 KB each, also of answers that were
+    removed since the lists were built; a scope's go when it is empty."""
 
 
 class AdmissionSettings(BaseModel):
@@ -142,6 +154,11 @@ class CacheSettings(BaseSettings):
             raise ValueError(msg)
         if self.max_answer_bytes > self.max_bytes // 2:
             msg = f"max_answer_bytes is {self.max_answer_bytes}, over half of {self.max_bytes}"
+            raise ValueError(msg)
+        if self.semantic.embedder == "onnx" and self.semantic.embedder_device != "cpu":
+            msg = (
+                "semantic.embedder_device is 'cuda', which needs the sentence-transformers embedder"
+            )
             raise ValueError(msg)
         tls = self.server.tls
         if tls is not None and tls.client_ca_file is None and not is_local(self.server.listen):

@@ -44,6 +44,12 @@ class CorruptIndex(SidecacheError):
     reason = "CORRUPT_INDEX"
 
 
+class DeviceFailed(SidecacheError):
+    """The device that searches has no memory left, or broke."""
+
+    reason = "DEVICE_FAILED"
+
+
 class Neighbor(NamedTuple):
     """An id and its cosine similarity to the query, in [-1, 1], to SIMILARITY_TOLERANCE."""
 

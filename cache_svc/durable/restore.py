@@ -50,17 +50,18 @@ async def restore_vectors(
 def _restore(rows: list[VectorRow], store: DurableStore, index: ScopedIndex) -> int:
     by_place: dict[Place, dict[int, bytes]] = defaultdict(dict)
     for row in rows:
+        # Stored since the restart, or back from a snapshot: the checksum is not worth its time.
+        known = store.by_id(row[1])
+        if known is not None and index.contains(known.key.place, known.id):
+            continue
         try:
             entry_id, packed = read_vector(row)
         except CorruptRow:
             continue
         entry = store.by_id(entry_id)
-        # Of another embedder, or of one that is gone; or stored since the restart.
-        if entry is None or len(packed) != 2 * entry.vector_dimension or not packed:
-            continue
-        place = entry.key.place
-        if not index.contains(place, entry_id):
-            by_place[place][entry.id] = packed
+        # Of another embedder, or of one that is gone.
+        if entry is not None and packed and len(packed) == 2 * entry.vector_dimension:
+            by_place[entry.key.place][entry.id] = packed
     return sum(_add(index, place, vectors) for place, vectors in by_place.items())
 
 

@@ -190,6 +190,10 @@ class DurableStore(MemoryStore):
             if entry.key.text and not entry.vector_dimension
         ]
 
+    def entries(self) -> list[Entry]:
+        """All entries of all tenants, oldest first; to bring their index back."""
+        return [kept.entry for kept in self._by_id.values()]
+
     def by_id(self, entry_id: int) -> Entry | None:
         """The entry with this id, whoever's it is; to bring its vector back."""
         kept = self._by_id.get(entry_id)

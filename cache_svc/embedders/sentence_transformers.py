@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_svc.embedder import BORDER_PIECES, NotComparable
+from cache_svc.embedder import BORDER_PIECES, EmbeddingFailed, NotComparable
 from cache_svc.vector_index import Matrix
 from sidecache.errors import SetupError
 
@@ -18,15 +18,17 @@ class SentenceTransformersEmbedder:
     Args:
         model: folder of a saved model.
         window_tokens: most word pieces of a text; None: what the model says.
-        device: as torch names it; None: the best one there is.
+        device: "cpu" or "cuda". The vectors, and so the fingerprint, are the same on both.
 
     Raises:
-        SetupError: the extra is not installed, or the folder holds no model.
+        SetupError: the extra is not installed, the folder holds no model, or the GPU is
+            missing or has no memory for it.
     """
 
     def __init__(
-        self, model: Path, *, window_tokens: int | None = None, device: str | None = None
+        self, model: Path, *, window_tokens: int | None = None, device: str = "cpu"
     ) -> None:
+        self._device = device
         self._model = _load(model, device)
         self._window_tokens = window_tokens or int(self._model.max_seq_length)
         self._unknown = self._model.tokenizer.unk_token_id
@@ -45,17 +47,47 @@ class SentenceTransformersEmbedder:
                 f"a text has over {self._window_tokens} word pieces, or pieces the model "
                 "does not know; ask can_embed first"
             )
-        vectors: Matrix = self._model.encode(
-            list(texts),
-            batch_size=len(texts),
-            normalize_embeddings=True,
-            convert_to_numpy=True,
-            show_progress_bar=False,
-        ).astype(np.float32)
+        try:
+            vectors: Matrix = self._model.encode(
+                list(texts),
+                batch_size=len(texts),
+                normalize_embeddings=True,
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            ).astype(np.float32)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            _give_cached_memory_back()
+            raise EmbeddingFailed(
+                f"{self._device} has no memory left for {len(texts)} texts"
+            ) from error
         return vectors
 
 
-def _load(model: Path, device: str | None) -> Any:
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch's own class for it has moved between releases; its name has not."""
+    return type(error).__name__ == "OutOfMemoryError"
+
+
+def _give_cached_memory_back() -> None:
+    """What torch keeps for itself would be missing in the next try."""
+    import torch  # noqa: PLC0415  as below
+
+    torch.cuda.empty_cache()
+
+
+def _check_device(device: str) -> None:
+    import torch  # noqa: PLC0415  as below
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SetupError(
+            "semantic.embedder_device is 'cuda', and torch sees no GPU; check nvidia-smi and "
+            "that torch is a CUDA build, or set it to 'cpu'"
+        )
+
+
+def _load(model: Path, device: str) -> Any:
     try:
         # Imported here: it takes seconds and is not part of the base stack.
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415
@@ -66,9 +98,12 @@ def _load(model: Path, device: str | None) -> Any:
         ) from error
     if not (model / "modules.json").is_file():
         raise SetupError(f"{model} is no sentence-transformers model: it has no modules.json")
+    _check_device(device)
     try:
         return SentenceTransformer(str(model), device=device, local_files_only=True)
     except Exception as error:  # torch, safetensors and transformers each raise their own
+        if _is_out_of_memory(error):
+            raise SetupError(f"{device} has no memory for the model in {model}") from error
         raise SetupError(f"the model in {model} cannot be loaded: {error}") from error
 
 

@@ -17,9 +17,10 @@ from tests.contract.engines import (
     openvino_subject,
     scripted_subject,
     subject,
+    tensorrt_llm_subject,
 )
 
-__all__ = ["openvino_subject", "scripted_subject", "subject"]
+__all__ = ["openvino_subject", "scripted_subject", "subject", "tensorrt_llm_subject"]
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 QUESTION = "Write a short poem about the sea."

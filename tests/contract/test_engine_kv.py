@@ -15,10 +15,11 @@ from tests.contract.engines import (
     openvino_subject,
     scripted_subject,
     subject,
+    tensorrt_llm_subject,
 )
 from tests.contract.test_engine import until_idle
 
-__all__ = ["openvino_subject", "scripted_subject", "subject"]
+__all__ = ["openvino_subject", "scripted_subject", "subject", "tensorrt_llm_subject"]
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 _NUMBERS: Iterator[int] = count(1)

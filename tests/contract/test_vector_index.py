@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cache_svc.entry import DuplicateId
 from cache_svc.faiss_index import FaissIndex, FaissSegment
 from cache_svc.growing_index import Builder, GrowingIndex, RebuildPolicy
+from cache_svc.large_index import GpuKind
 from cache_svc.plain_index import PlainIndex
 from cache_svc.vector_index import (
     SIMILARITY_TOLERANCE,
@@ -22,11 +23,20 @@ from cache_svc.vector_index import (
     checked_neighbors,
 )
 from tests.fixtures.cache import random_unit
+from tests.fixtures.shortlists import NO_GPU, on_test_cpu, on_test_gpu
 
 DIMENSION = 16
 NewIndex = Callable[[], VectorIndex]
 
 BUILDER = Builder()
+
+
+def _on_gpu(kind: GpuKind) -> VectorIndex:
+    if NO_GPU:
+        pytest.skip(NO_GPU)
+    policy = RebuildPolicy(flat_rows=6, factor=1.3)
+    return GrowingIndex(DIMENSION, BUILDER, policy, build_large=on_test_gpu(kind))
+
 
 IMPLEMENTATIONS: dict[str, NewIndex] = {
     "plain": lambda: PlainIndex(DIMENSION),
@@ -36,6 +46,13 @@ IMPLEMENTATIONS: dict[str, NewIndex] = {
     # Both are rebuilt again and again while the suite changes them.
     "growing": lambda: GrowingIndex(DIMENSION, BUILDER, RebuildPolicy(flat_rows=6, factor=1.3)),
     "growing-at-40": lambda: GrowingIndex(DIMENSION, BUILDER, RebuildPolicy(flat_rows=40)),
+    "shortlist": lambda: GrowingIndex(
+        DIMENSION, BUILDER, RebuildPolicy(flat_rows=6, factor=1.3), build_large=on_test_cpu()
+    ),
+    "gpu-flat": lambda: _on_gpu("gpu_flat"),
+    "gpu-ivf": lambda: _on_gpu("gpu_ivf"),
+    # Scopes this small have no graph yet; tests/unit/cache_svc/gpu has larger ones.
+    "gpu-cagra": lambda: _on_gpu("gpu_cagra"),
 }
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.shortlists import NO_GPU
+
 
 def test_the_process_starts_and_drains(tmp_path: Path) -> None:
     """`python -m cache_svc` serves, and ends with code 0 on SIGTERM."""
@@ -46,4 +48,25 @@ def test_the_process_says_what_is_missing(tmp_path: Path) -> None:
     )
     assert done.returncode == 3
     assert "sidecache pull" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not NO_GPU, reason="there is a GPU")
+@pytest.mark.parametrize("kind", ["gpu_flat", "gpu_ivf", "gpu_cagra"])
+def test_a_gpu_that_is_not_to_be_had_is_told(minilm_path: Path, kind: str) -> None:
+    """Asked for a GPU index without a GPU or its FAISS, the process ends and says what to do."""
+    variables = {
+        "SIDECACHE_CACHE_SEMANTIC__EMBEDDER_PATH": str(minilm_path),
+        "SIDECACHE_CACHE_SEMANTIC__INDEX": kind,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "cache_svc"],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "set semantic.index to ivf or flat" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from cache_svc.embedder import Embedder, NotComparable
+from cache_svc.embedder import Embedder, EmbeddingFailed, NotComparable
 from cache_svc.embedders.onnx import OnnxEmbedder
 from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
 from sidecache import weights
@@ -77,3 +78,40 @@ def test_damaged_model(model_folder: Path, tmp_path: Path) -> None:
             copy.write_bytes(b"damaged" if file.suffix == ".safetensors" else file.read_bytes())
     with pytest.raises(SetupError, match="cannot be loaded"):
         SentenceTransformersEmbedder(tmp_path)
+
+
+HAS_GPU = torch.cuda.is_available()
+
+
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
+def test_without_a_gpu_cuda_is_refused(model_folder: Path) -> None:
+    """Asked for a GPU that torch does not see, it says what to check."""
+    with pytest.raises(SetupError, match="torch sees no GPU"):
+        SentenceTransformersEmbedder(model_folder, device="cuda")
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="no GPU: torch sees none")
+def test_the_gpu_gives_the_same_vectors(model_folder: Path, reference: Embedder) -> None:
+    """Vectors of both devices may meet in one index: same fingerprint, same vectors."""
+    on_gpu = SentenceTransformersEmbedder(model_folder, device="cuda")
+    assert on_gpu.fingerprint == reference.fingerprint
+    cosines = (on_gpu.embed(SENTENCES[:64]) * reference.embed(SENTENCES[:64])).sum(axis=1)
+    assert cosines.min() >= 0.9999
+
+
+def test_no_memory_is_a_clear_error(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without memory for a batch is told as such; any other defect stays what it is."""
+    embedder = SentenceTransformersEmbedder(model_folder)
+
+    def fail(error: Exception) -> None:
+        def encode(*_texts: object, **_named: object) -> None:
+            raise error
+
+        monkeypatch.setattr(embedder._model, "encode", encode)
+
+    fail(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(EmbeddingFailed, match="cpu has no memory left for 2 texts"):
+        embedder.embed(SENTENCES[:2])
+    fail(RuntimeError("a defect"))
+    with pytest.raises(RuntimeError, match="a defect"):
+        embedder.embed(SENTENCES[:2])

@@ -187,7 +187,7 @@ async def test_vectors_return_without_embedding(folder: Path) -> None:
             Shop(folder, fingerprint=fingerprint) as shop,
             ThreadPoolExecutor(1) as executor,
         ):
-            index = ScopedIndex(16, lambda: FaissIndex(16), executor, inline_rows=64)
+            index = ScopedIndex(16, lambda _place: FaissIndex(16), executor, inline_rows=64)
             assert shop.store.usage().vectors == expected
             assert await restore_vectors(shop.opened.vectors, shop.store, index) == expected
             assert len(index) == expected

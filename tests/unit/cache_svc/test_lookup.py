@@ -20,11 +20,13 @@ from cache_svc.intake import Intake, IntakeLimits, Refused, Stored
 from cache_svc.lookup import Hit, LookupPath, Miss, MissReason, SemanticTier, Tier
 from cache_svc.quarantine import Quarantine
 from cache_svc.scoped_index import ScopedIndex
+from cache_svc.shortlist_index import ShortlistIndex
 from cache_svc.stats import Stats
 from cache_svc.store import MemoryStore, Removal
 from cache_svc.verifier import ACCEPTED, Verdict
 from sidecache.v1 import cache_pb2
 from tests.fixtures.cache import HashEmbedder, TurnedClock, answer_of, key_of, seconds, wire_key
+from tests.unit.cache_svc.test_shortlist_index import FaultyDevice, device_of
 
 LIMITS = IntakeLimits(default_ttl_s=60, max_ttl_s=600, max_answer_bytes=10_000, max_tags=3)
 
@@ -87,7 +89,7 @@ async def open_cache(
         async with EmbeddingQueue.open(
             embedder, max_batch=4, max_waiting=64, max_text_bytes=1000, kept_vectors=16
         ) as queue:
-            index = ScopedIndex(16, lambda: FaissIndex(16), executor, inline_rows=40)
+            index = ScopedIndex(16, lambda _place: FaissIndex(16), executor, inline_rows=40)
             store = MemoryStore(max_bytes, clock, Departures(index, stats))
             quarantine = Quarantine(10)
             verifier = WordVerifier()
@@ -185,6 +187,22 @@ async def test_a_sick_embedder_is_a_miss(cache: Cache, fault: str) -> None:
     assert "degraded" in kept.note
     assert isinstance(await cache.ask("cats: one"), Hit)
     assert cache.store.usage().vectors == len(cache.index) == 0
+
+
+async def test_a_failing_device_is_a_degraded_miss(cache: Cache) -> None:
+    """A GPU that fails in a search costs the semantic tier its hit, and never an error."""
+    kept = await cache.put("cats: one")
+    assert isinstance(kept, Stored)
+    place = kept.entry.key.place
+    source = FaissIndex(16)
+    source.add(kept.entry.id, cache.embedder.embed(["cats: one"])[0])
+    index = ShortlistIndex.build(source, FaultyDevice)
+    cache.index.remove(place, [kept.entry.id])
+    assert cache.index.install(place, index)
+    assert isinstance(await cache.ask("cats: two"), Hit)
+    device_of(index).broken = True
+    assert await cache.ask("cats: two") == Miss(MissReason.DEGRADED, "device_failed")
+    assert isinstance(await cache.ask("cats: one"), Hit)
 
 
 async def test_no_time_left_is_a_miss(cache: Cache) -> None:

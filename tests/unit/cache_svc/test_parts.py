@@ -65,7 +65,7 @@ async def test_scopes_grow_and_vanish() -> None:
     """A scope starts as a matrix, moves to FAISS with all its vectors, and leaves nothing."""
     place = Place("acme", b"scope")
     with ThreadPoolExecutor(1) as executor:
-        index = ScopedIndex(16, lambda: FaissIndex(16), executor, inline_rows=PLAIN_ROWS + 2)
+        index = ScopedIndex(16, lambda _place: FaissIndex(16), executor, inline_rows=PLAIN_ROWS + 2)
         for i in range(PLAIN_ROWS + 10):
             index.add(place, i, random_unit(str(i)))
             kind = PlainIndex if i < PLAIN_ROWS else FaissIndex

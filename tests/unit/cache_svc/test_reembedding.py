@@ -99,7 +99,9 @@ class Generation:
 async def generation(embedder: Embedder, *, max_waiting: int = 64) -> AsyncIterator[Generation]:
     with ThreadPoolExecutor(1) as executor:
         dimension, clock = embedder.dimension, TurnedClock()
-        index = ScopedIndex(dimension, lambda: FaissIndex(dimension), executor, inline_rows=10_000)
+        index = ScopedIndex(
+            dimension, lambda _place: FaissIndex(dimension), executor, inline_rows=10_000
+        )
         store = MemoryStore(1 << 24, clock, Departures(index, Stats()))
         async with EmbeddingQueue.open(
             embedder, max_batch=4, max_waiting=max_waiting, max_text_bytes=4096, kept_vectors=16

@@ -1,0 +1,1 @@
+"""Searching large scopes on a GPU: the extra ``[gpu]``."""
