@@ -131,7 +131,8 @@ def read_teacher(base: dict[str, np.ndarray], *, adapted: bool) -> CrossEncoder:
                 ours = name if name in state else f"layers.{name}"
                 state[ours] = torch.from_numpy(file[name].astype(np.float32))
         model.load_state_dict(state)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def fit(student: Attention, texts: Texts, pairs: Tensor, target: Tensor, seconds: float) -> None:

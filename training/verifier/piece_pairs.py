@@ -51,7 +51,7 @@ class Texts:
         """Cosine by row, (batch,)."""
         return (self._vectors[one] * self._vectors[other]).sum(1)
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is absent where this is checked
     def embed(self, model: CrossEncoder) -> None:
         """Compute all vectors: the mean over the pieces of the last layer, unit norm."""
         for rows in torch.argsort(self._long).split(_BATCH):
@@ -75,7 +75,7 @@ class Texts:
             found.append(torch.stack([part[:, None].expand_as(at)[near], among[at][near]]))
         return torch.cat(found, 1)
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is absent where this is checked
     def score(self, model: CrossEncoder, pairs: Tensor) -> Tensor:
         """The model's logits of pairs, shape (2, pairs)."""
         found = torch.empty(pairs.shape[1], device=pairs.device)
