@@ -28,6 +28,9 @@ from sidecache import weights
 # Of each prompt; it was trained on no more.
 WINDOW_TOKENS = 44
 WEIGHTS = "look_alike.npz"
+# Longer prompts have more pieces than that, or words that nobody meets twice.
+_MAX_CHARACTERS = 1024
+_KEPT_WORDS = 8192
 
 
 class _Side(NamedTuple):
@@ -62,6 +65,7 @@ class LookAlikeFilter:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._pieces = lru_cache(kept_texts)(self._read)
+        self._ids = lru_cache(_KEPT_WORDS)(self._encode)
 
     def score(self, one: str, other: str, similarity: float) -> float | None:
         """A logit, low where refusal is sure, the same whichever prompt comes first.
@@ -98,7 +102,10 @@ class LookAlikeFilter:
 
     def _read(self, text: str) -> Array | None:
         """Each piece of a prompt with its neighbours, shape (pieces, width)."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if len(text) > _MAX_CHARACTERS:
+            return None
+        # The tokenizer never joins what a space parts, and prompts share most of their words.
+        ids = [piece for word in text.split() for piece in self._ids(word)]
         if not 0 < len(ids) <= WINDOW_TOKENS:
             return None
         x = self._table[ids]
@@ -106,6 +113,10 @@ class LookAlikeFilter:
         before, after = np.concatenate((edge, x[:-1])), np.concatenate((x[1:], edge))
         mixed: Array = x + np.tanh(self._affine("conv", np.concatenate((before, x, after), axis=1)))
         return mixed
+
+    def _encode(self, word: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
+        return ids
 
     def _compare(self, x: Array, found: Array) -> _Side:
         """Set each piece against what it found on the other side."""

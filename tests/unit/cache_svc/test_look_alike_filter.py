@@ -46,6 +46,15 @@ def test_outside_its_window_it_says_nothing(quick: LookAlikeFilter, text: str) -
     assert quick.score(ONE, text, 0.9) is None
 
 
+@pytest.mark.parametrize(
+    "text", ["It's  4.5% — naïve café\n№ 10, x_y?", "a\u00a0b\tc d'e-f 東京", ONE]
+)
+def test_pieces_are_the_tokenizers(quick: LookAlikeFilter, text: str) -> None:
+    """Words are tokenized one by one and kept; that changes no piece."""
+    whole = quick._tokenizer.encode(text, add_special_tokens=False).ids
+    assert [piece for word in text.split() for piece in quick._ids(word)] == whole
+
+
 def test_refuses_only_what_the_model_refuses(verifier: LearnedVerifier) -> None:
     """Of the pairs kept for tuning it refuses a good part, and none that the model would serve."""
     unfiltered = LearnedVerifier(bounds=Bounds(foreseen=float("-inf")))
