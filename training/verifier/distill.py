@@ -6,7 +6,7 @@
 The pairs are those that a cache meets: each text of banking77 with its nearest ones, texts
 of the families with theirs, and the families' own pairs. Nobody labels them: the
 cross-encoder's logit is the target, so what the filter learns is where that refuses.
-On one GPU a minute; on a CPU take fewer pairs (--families) and more --seconds.
+On one GPU some minutes; a CPU would take most of a day to ask the teacher.
 """
 
 import argparse
