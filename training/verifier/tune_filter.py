@@ -80,7 +80,7 @@ def _left(pairs: Sequence[tuple[Pair, float]]) -> list[Left]:
 def _neighbours(embedder: OnnxEmbedder, path: Path, queries: int) -> list[tuple[Pair, float]]:
     texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
     vectors = np.stack([embedder.embed([text])[0] for text in texts])
-    found = []
+    found: list[tuple[Pair, float]] = []
     for row in [r for r, text in enumerate(texts) if share(text) < _HELD_OUT][:queries]:
         cosines = vectors @ vectors[row]
         cosines[row] = -1
