@@ -4,8 +4,8 @@
 
 On pairs kept from the filter's training: texts of banking77's held-out tenth with their
 nearest four, the tuning pairs, and synthetic ones of contrast sets kept for tuning. Only
-those count that the rules leave to the model. The highest bound is taken that costs at
-most a hundredth of what the model serves of the first, and none of the tuning pairs.
+those count that the rules leave to the model. The highest bound is taken that costs about
+a hundredth of what the model serves of the first, and none of the tuning pairs.
 """
 
 import argparse
