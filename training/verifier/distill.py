@@ -7,7 +7,8 @@ The pairs are those that a cache meets: each text of banking77 with its nearest 
 of the families with theirs, and the families' own pairs. Nobody labels them: the
 cross-encoder's logit is the target, so what the filter learns is where that refuses.
 On one GPU some minutes; a CPU would take most of a day to ask the teacher. Afterwards
-training.verifier.export writes the new hash into the manifest; a new cross-encoder needs a new filter.
+training.verifier.export writes the new hash into the manifest; a new cross-encoder
+needs a new filter.
 """
 
 import argparse
