@@ -1,14 +1,16 @@
 """The learned pair verifier: the guard's surest rules, then a model that reads both prompts.
 
 Most look-alikes differ in a number, a negation, an opposite or a direction; rules
-see that in a fraction of a millisecond. What they leave goes to a small
-cross-encoder, which must be the surer the more the guard's bolder rules object.
+see that in a fraction of a millisecond. What they leave goes to a quick filter,
+which refuses what the model is sure to refuse, and then to a small cross-encoder,
+which must be the surer the more the guard's bolder rules object.
 Why this and not rules alone: docs/decisions/0011-pair-verifier.md.
 """
 
 from typing import NamedTuple
 
 from cache_svc.lexical_guard import LexicalGuard
+from cache_svc.look_alike_filter import LookAlikeFilter
 from cache_svc.pair_scorer import PairScorer
 from cache_svc.verifier import ACCEPTED, Verdict
 
@@ -20,11 +22,14 @@ class Bounds(NamedTuple):
         same_words: where both prompts say the same words of meaning.
         added: where one says more, or both are reworded throughout.
         objected: where one of the guard's bolder rules would veto.
+        foreseen: a logit of the quick filter under which the model is not asked;
+            chosen by training/verifier/tune_filter.py.
     """
 
     same_words: float = -4.0
     added: float = 1.5
     objected: float = 1.5
+    foreseen: float = -3.5
 
 
 class LearnedVerifier:
@@ -34,6 +39,7 @@ class LearnedVerifier:
         scorer: the model; None: the one that ships.
         guard: the rules; None: those of the lexical guard.
         bounds: how sure the model must be.
+        look_alikes: the quick filter; None: the one that ships.
 
     Raises:
         SetupError: the model's files, or the embedder's weights it builds on, are
@@ -45,17 +51,29 @@ class LearnedVerifier:
         scorer: PairScorer | None = None,
         guard: LexicalGuard | None = None,
         bounds: Bounds = Bounds(),  # noqa: B008  # a tuple: nothing can change it
+        look_alikes: LookAlikeFilter | None = None,
     ) -> None:
         self._bounds = bounds
         self._scorer = PairScorer() if scorer is None else scorer
         self._guard = LexicalGuard() if guard is None else guard
+        self._look_alikes = LookAlikeFilter() if look_alikes is None else look_alikes
 
     def screen(self, query: str, candidate: str, similarity: float) -> Verdict | None:
-        """Veto by the surest rules, accept what says the same; the model gets the rest."""
+        """Veto by the surest rules or the quick filter, accept what says the same."""
         fact = self._guard.facts(query, candidate)
         if not fact.accepted:
             return fact
-        return ACCEPTED if self._guard.says_the_same(query, candidate) else None
+        if self._guard.says_the_same(query, candidate):
+            return ACCEPTED
+        return self._foresee(query, candidate, similarity)
+
+    def _foresee(self, query: str, candidate: str, similarity: float) -> Verdict | None:
+        """A veto where the model's own is foreseen."""
+        logit = self._look_alikes.score(query, candidate, similarity)
+        if logit is None or logit >= self._bounds.foreseen:
+            return None
+        reason = f"filter: {logit:.2f} is under {self._bounds.foreseen:.2f}"
+        return Verdict(accepted=False, rule="filter", reason=reason)
 
     def verify(self, query: str, candidate: str, similarity: float) -> Verdict:
         """Ask the rules, and the model about what they leave."""

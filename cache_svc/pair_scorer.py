@@ -23,8 +23,8 @@ from sidecache.catalogue import CATALOGUE
 from sidecache.errors import SetupError
 
 MODEL_FOLDER = Path(__file__).parent / "pair_model"
-_TOKENIZER = Path(__file__).parent / "minilm" / "tokenizer.json"
-_BASE = "minilm-l6-v2-int8"
+TOKENIZER = Path(__file__).parent / "minilm" / "tokenizer.json"
+BASE = "minilm-l6-v2-int8"
 _INT8_MAX = 127
 # Of both prompts together; the model was trained on 64.
 WINDOW_TOKENS = 128
@@ -44,12 +44,12 @@ class PairScorer:
     """
 
     def __init__(self, folder: Path = MODEL_FOLDER, base: Path | None = None) -> None:
-        manifest = _read_manifest(folder)
-        base = weights.locate(_BASE) if base is None else base
-        frozen = _read_base(base, manifest["base"]["arrays"])
-        learned = _read_adapters(folder / "adapters.npz")
+        manifest = read_manifest(folder)
+        base = weights.locate(BASE) if base is None else base
+        frozen = read_base(base, manifest["base"]["arrays"])
+        learned = read_adapters(folder / "adapters.npz")
         arrays = _merged(frozen, learned)
-        self._tokenizer = Tokenizer.from_file(str(_TOKENIZER))
+        self._tokenizer = Tokenizer.from_file(str(TOKENIZER))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._session = _open_session(folder / "graph.onnx", arrays)
@@ -71,7 +71,7 @@ class PairScorer:
         return float(logit[0, 0])
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, once every file that it names has the hash it says."""
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
@@ -94,10 +94,10 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read_base(path: Path, places: Mapping[str, tuple[int, str, list[int]]]) -> dict[str, Array]:
+def read_base(path: Path, places: Mapping[str, tuple[int, str, list[int]]]) -> dict[str, Array]:
     """The frozen arrays, from where they lie in the embedder's file."""
     raw = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(raw).hexdigest() != CATALOGUE[_BASE].sha256:
+    if hashlib.sha256(raw).hexdigest() != CATALOGUE[BASE].sha256:
         raise SetupError(
             f"{path} is not the MiniLM that the pair model was trained on; run `sidecache pull`, "
             "or set semantic.verifier to rules"
@@ -108,7 +108,8 @@ def _read_base(path: Path, places: Mapping[str, tuple[int, str, list[int]]]) -> 
     }
 
 
-def _read_adapters(path: Path) -> dict[str, Array]:
+def read_adapters(path: Path) -> dict[str, Array]:
+    """What was learned, as float32."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name].astype(np.float32) for name in file.files}

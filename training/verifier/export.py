@@ -49,7 +49,8 @@ def main() -> None:
     manifest["base"] = _base(args.base)
     manifest["sha256"] = {
         name: hashlib.sha256((args.out / name).read_bytes()).hexdigest()
-        for name in ("graph.onnx", "adapters.npz")
+        for name in ("graph.onnx", "adapters.npz", "look_alike.npz")
+        if (args.out / name).exists()
     }
     path.write_text(json.dumps(manifest, indent=1) + "\n")
 
