@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from cache_svc.departures import Departures
-from cache_svc.entry import Entry, Key, new_entry_id
+from cache_svc.entry import Entry, Key, Place, new_entry_id
 from cache_svc.growing_index import Builder, GrowingIndex, RebuildPolicy
 from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.lookup import MAX_JUDGED
@@ -110,7 +110,7 @@ def open_lookup(texts: Sequence[str], vectors: Matrix) -> Iterator[OurLookup]:
         policy = RebuildPolicy(settings.flat_rows, settings.rebuild_factor)
         grown: list[GrowingIndex] = []
 
-        def new_index() -> GrowingIndex:
+        def new_index(_place: Place) -> GrowingIndex:
             grown.append(GrowingIndex(vectors.shape[1], builder, policy))
             return grown[-1]
 

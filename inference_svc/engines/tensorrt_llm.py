@@ -182,8 +182,15 @@ class TensorRtLlmEngine:
             waiting_sequences=self._slots.waiting,
             max_sequences=self._slots.max_sequences,
             waiting_prompt_tokens=self._slots.waiting_prompt_tokens,
-            kv_cache_usage=self._feeds.kv_cache_usage if self._feeds else None,
+            kv_cache_usage=self._kv_cache_usage(),
+            kv_blocks=self._feeds.kv_blocks if self._feeds else None,
         )
+
+    def _kv_cache_usage(self) -> float | None:
+        if self._feeds is None or self._feeds.kv_cache_usage is None:
+            return None
+        # The last statistics may be older than the last stream's end.
+        return self._feeds.kv_cache_usage if self._slots.running else 0.0
 
     def silent_s(self) -> float:
         if not any(stream.tasks for stream in self._streams):

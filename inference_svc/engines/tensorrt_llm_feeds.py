@@ -28,6 +28,7 @@ class EngineFeeds:
 
     Attributes:
         kv_cache_usage: share of KV blocks in use, 0 to 1; None until the engine has said.
+        kv_blocks: how many there are; None until it has said.
         active_requests: in the engine's batch; None until it has said.
         queued_requests: waiting in the engine; None until it has said.
         kv_silent: KV events are configured and do not come (TensorRT-LLM issue 15522).
@@ -43,6 +44,7 @@ class EngineFeeds:
         alive: Callable[[], None],
     ) -> None:
         self.kv_cache_usage: float | None = None
+        self.kv_blocks: int | None = None
         self.active_requests: int | None = None
         self.queued_requests: int | None = None
         self.kv_silent = False
@@ -118,6 +120,7 @@ class EngineFeeds:
         self.queued_requests = statistics.get("numQueuedRequests")
         blocks = statistics.get("kvCacheStats") or {}
         if blocks.get("maxNumBlocks"):
+            self.kv_blocks = int(blocks["maxNumBlocks"])
             self.kv_cache_usage = blocks["usedNumBlocks"] / blocks["maxNumBlocks"]
 
     def _check_silence(self) -> None:

@@ -302,7 +302,8 @@ async def _all(calls: list[Awaitable[Any]]) -> list[Any]:
 
 async def test_the_load_is_spread(tmp_path: Path) -> None:
     """Least loaded: concurrent streams share the workers evenly."""
-    async with scripted_stack(tmp_path, workers=[SLOW] * 3) as stack:
+    settings = {"routing": {"policy": "least_loaded"}}
+    async with scripted_stack(tmp_path, workers=[SLOW] * 3, router_=settings) as stack:
         answers = await _all(
             [stack.client.complete(f"{n}", max_tokens=5, cache=BYPASS) for n in range(30)]
         )
