@@ -2,12 +2,15 @@
 
 A message costs far more than a token, so this is the strongest lever on the
 cost of a stream (docs/performance.md). The first token goes out at once: when
-nothing waits, whatever comes first is taken alone.
+nothing waits, whatever comes first is taken alone. With many streams a write is
+over long before the next token comes, so each stream also keeps a little distance
+between its messages; all of them together then stay at a bounded rate.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -25,11 +28,24 @@ class Coalescer:
         deltas: an engine's stream.
         max_tokens: most tokens handed over together. A delta that the engine
             made larger passes whole, since its text cannot be cut.
+        distance_s: least time between two messages, asked for after each; a message that
+            is full, or that ends a choice, does not wait for it.
     """
 
-    def __init__(self, deltas: AsyncIterator[TokenDelta], max_tokens: int) -> None:
+    def __init__(
+        self,
+        deltas: AsyncIterator[TokenDelta],
+        max_tokens: int,
+        distance_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._deltas = deltas
         self._max_tokens = max_tokens
+        self._distance_s = distance_s
+        self._loop = asyncio.get_running_loop()
+        # When the next message may go that is neither full nor an end.
+        self._due = 0.0
+        self._waiting_tokens = 0
+        self._enough = asyncio.Event()
         self._waiting: deque[TokenDelta] = deque()
         self._arrived = asyncio.Event()
         self._error: Exception | None = None
@@ -76,10 +92,27 @@ class Coalescer:
             except TimeoutError:
                 return None
         if self._waiting:
-            return self._merge()
+            if self._due > self._loop.time() and not self._has_enough():
+                await self._wait_for_more()
+            delta = self._merge()
+            self._waiting_tokens -= len(delta.token_ids)
+            self._due = self._loop.time() + self._distance_s()
+            return delta
         if self._error is not None:
             raise self._error
         return None
+
+    def _has_enough(self) -> bool:
+        """Whether more tokens could not make the next message better."""
+        if self._ended or self._waiting_tokens >= self._max_tokens:
+            return True
+        return any(delta.finish_reason is not None for delta in self._waiting)
+
+    async def _wait_for_more(self) -> None:
+        self._enough.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._due):
+                await self._enough.wait()
 
     def _merge(self) -> TokenDelta:
         """As many waiting deltas of one choice as fit one message."""
@@ -108,7 +141,10 @@ class Coalescer:
         try:
             async for delta in self._deltas:
                 self._waiting.append(delta)
+                self._waiting_tokens += len(delta.token_ids)
                 self._arrived.set()
+                if delta.finish_reason is not None or self._waiting_tokens >= self._max_tokens:
+                    self._enough.set()
         except Exception as error:  # noqa: BLE001 - raised again where take() is awaited
             self._finish(error)
         else:
@@ -118,3 +154,4 @@ class Coalescer:
         if not self._ended:
             self._ended, self._error = True, error
             self._arrived.set()
+            self._enough.set()

@@ -23,6 +23,11 @@ class Lifecycle:
         self._idle.set()
         self.draining = False
 
+    @property
+    def streams(self) -> int:
+        """How many run now."""
+        return len(self._streams)
+
     def check_open(self) -> None:
         """Raise why the worker takes no requests, if it takes none."""
         if self._refusal is not None:

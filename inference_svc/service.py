@@ -48,7 +48,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         with self._recorder.record(generation, self._facts) as record:
             async with (
                 self._engine.submit(generation) as deltas,
-                Coalescer(deltas, self._settings.coalesce_max_tokens) as stream,
+                Coalescer(deltas, self._settings.coalesce_max_tokens, self._distance_s) as stream,
             ):
                 with self._lifecycle.running(stream):
                     await self._write(context, self._started(generation))
@@ -146,6 +146,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if message.ListFields():
             await self._write(context, message)
         record.delivered(delta)
+
+    def _distance_s(self) -> float:
+        """Between two messages of one stream, so that all together stay at the rate allowed."""
+        return self._lifecycle.streams / self._settings.coalesce_max_messages_per_s
 
     async def _write(self, context: Context, event: pb.GenerateResponse) -> None:
         await write_within(self._settings.stall_timeout_s, context, event)

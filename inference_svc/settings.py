@@ -100,6 +100,10 @@ class WorkerSettings(BaseSettings):
     """Longest prompt text that is tokenized at all."""
     coalesce_max_tokens: Count = 64
     """Most tokens put together in one message."""
+    coalesce_max_messages_per_s: Count = 2000
+    """Messages written a second, all streams together; with more streams than that allows
+    at the engine's pace, tokens of a stream wait a little to go together. The first token
+    never waits."""
     progress_interval_s: PositiveSeconds = 1.0
     """Time between heartbeats while a request waits for its first token."""
     engine_silence_s: PositiveSeconds = 5.0

@@ -111,3 +111,53 @@ async def test_leaving_stops_the_reading() -> None:
     async with Coalescer(Feed().deltas(), 64):
         await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+
+
+async def test_messages_keep_their_distance() -> None:
+    """The first goes at once; what comes too soon after it waits and goes together."""
+    feed = Feed()
+    loop = asyncio.get_running_loop()
+    async with Coalescer(feed.deltas(), 64, lambda: 0.05) as stream:
+        feed.put(token(0))
+        assert await stream.take(1) == token(0)
+        first_at = loop.time()
+        feed.put(token(1))
+        taking = asyncio.create_task(stream.take(1))
+        await asyncio.sleep(0.01)
+        feed.put(token(2), token(3))
+        merged = await taking
+    assert merged is not None
+    assert merged.token_ids == (101, 102, 103)
+    assert loop.time() - first_at >= 0.05
+
+
+@pytest.mark.parametrize("last", [token(3), token(1, reason=FinishReason.STOP), None])
+async def test_a_full_or_last_message_does_not_wait(last: TokenDelta | None) -> None:
+    """Distance is for messages that more tokens would make better."""
+    feed = Feed()
+    async with Coalescer(feed.deltas(), 3, lambda: 3600.0) as stream:
+        feed.put(token(0))
+        assert await stream.take(1) == token(0)
+        if last == token(3):
+            feed.put(token(1), token(2))
+        elif last is None:
+            feed.put(token(1))
+        feed.put(last)
+        async with asyncio.timeout(5):
+            merged = await stream.take(1)
+    assert merged is not None
+    assert len(merged.token_ids) == (3 if last == token(3) else 1)
+
+
+async def test_a_stream_that_comes_slowly_is_not_held_up() -> None:
+    """A token that comes after the distance goes at once."""
+    feed = Feed()
+    loop = asyncio.get_running_loop()
+    async with Coalescer(feed.deltas(), 64, lambda: 0.01) as stream:
+        feed.put(token(0))
+        await stream.take(1)
+        await asyncio.sleep(0.02)
+        feed.put(token(1))
+        before = loop.time()
+        assert await stream.take(1) == token(1)
+        assert loop.time() - before < 0.01
