@@ -13,11 +13,17 @@ from typing import NamedTuple
 
 from cache_svc.guard.additions import weighty_addition
 from cache_svc.guard.contrasts import contrast
-from cache_svc.guard.exchange import Difference, difference, exchanged, names_differ
+from cache_svc.guard.exchange import (
+    Difference,
+    difference,
+    exchanged,
+    names_differ,
+    same_words,
+)
 from cache_svc.guard.literals import read_literals
 from cache_svc.guard.meaning import content
 from cache_svc.guard.negation import is_negated
-from cache_svc.guard.order import order_differs
+from cache_svc.guard.order import Order, order_differs, read_order
 from cache_svc.guard.quantities import Figures, figures_differ, read_figures
 from cache_svc.guard.words import Word, listed, read_words
 from cache_svc.verifier import ACCEPTED, Verdict
@@ -36,6 +42,7 @@ class Reading(NamedTuple):
     Attributes:
         content: the words that carry its meaning.
         stems: of all its words but numbers and their units.
+        asking: the little words that change a question.
     """
 
     words: tuple[Word, ...]
@@ -44,6 +51,8 @@ class Reading(NamedTuple):
     figures: Figures
     literals: frozenset[str]
     negated: bool
+    order: Order
+    asking: frozenset[str]
 
 
 class LexicalGuard:
@@ -97,11 +106,8 @@ class LexicalGuard:
 
         Presumes that :meth:`facts` lets the pair pass.
         """
-        rest = self.difference(query, candidate)
-        if rest.one or rest.other:
-            return False
         one, other = self._read(query), self._read(candidate)
-        if _asking(one) != _asking(other):
+        if one.asking != other.asking or not same_words(one.content, other.content, self._known):
             return False
         shared = one.stems & other.stems
         return [w.stem for w in one.content if w.stem in shared] == [
@@ -120,11 +126,9 @@ def read(text: str) -> Reading:
         figures,
         read_literals(text),
         is_negated(words),
+        read_order(words),
+        _ASKING.intersection([word.text for word in words]),
     )
-
-
-def _asking(reading: Reading) -> frozenset[str]:
-    return frozenset(word.text for word in reading.words if word.text in _ASKING)
 
 
 def _negation(one: Reading, other: Reading) -> str:
@@ -140,7 +144,7 @@ _FACTS: dict[str, Callable[[Reading, Reading], str]] = {
     "numbers": lambda one, other: figures_differ(one.figures, other.figures),
     "negation": _negation,
     "opposites": lambda one, other: contrast(one.stems - other.stems, other.stems - one.stems),
-    "order": lambda one, other: order_differs(one.words, other.words),
+    "order": lambda one, other: order_differs(one.order, other.order),
     "literals": _literals,
 }
 _WORDINGS = {"names": names_differ, "additions": weighty_addition, "exchange": exchanged}
