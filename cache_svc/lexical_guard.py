@@ -5,7 +5,7 @@ decision page on the semantic tier has what each of them catches and costs.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from cache_svc.guard.negation import is_negated
 from cache_svc.guard.order import Order, order_differs, read_order
 from cache_svc.guard.quantities import Figures, figures_differ, read_figures
 from cache_svc.guard.words import Word, listed, read_words
-from cache_svc.verifier import ACCEPTED, Verdict
+from cache_svc.verifier import ACCEPTED, Look, Verdict
 
 # Little words that change a question: its kind, its time, its duty.
 _ASKING = listed(
@@ -79,6 +79,10 @@ class LexicalGuard:
     def screen(self, query: str, candidate: str, similarity: float) -> Verdict | None:
         """All of the guard is cheap, so that its screen is its last word."""
         return self.verify(query, candidate, similarity)
+
+    def screen_each(self, query: str, candidates: Sequence[Look]) -> Iterator[Verdict]:
+        """Each verdict when it is asked for."""
+        return (self.verify(query, *candidate) for candidate in candidates)
 
     def facts(self, query: str, candidate: str) -> Verdict:
         """Only the surest rules: numbers, negation, opposites, order, quotations."""

@@ -90,7 +90,7 @@ def read_words(text: str) -> list[Word]:
 
 # Prompts share most of their words; cutting suffixes is half of what reading one costs.
 @lru_cache(8192)
-def _forms(word: str, name: bool, glued: bool) -> tuple[Word, ...]:  # noqa: FBT001  # a cache key
+def _forms(word: str, name: bool, glued: bool) -> tuple[Word, ...]:
     """The words that one stands for, each with its stem."""
     return tuple(Word(part, stem(part), name, glued) for part in _spell_out(word))
 
