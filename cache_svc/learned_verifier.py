@@ -7,12 +7,13 @@ which must be the surer the more the guard's bolder rules object.
 Why this and not rules alone: docs/decisions/0011-pair-verifier.md.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.look_alike_filter import LookAlikeFilter
 from cache_svc.pair_scorer import PairScorer
-from cache_svc.verifier import ACCEPTED, Verdict
+from cache_svc.verifier import ACCEPTED, Look, Verdict
 
 
 class Bounds(NamedTuple):
@@ -60,16 +61,46 @@ class LearnedVerifier:
 
     def screen(self, query: str, candidate: str, similarity: float) -> Verdict | None:
         """Veto by the surest rules or the quick filter, accept what says the same."""
+        ruled = self._rule(query, candidate)
+        if ruled is not None:
+            return ruled
+        return self._foresee(self._look_alikes.score(query, candidate, similarity))
+
+    def screen_each(self, query: str, candidates: Sequence[Look]) -> Iterator[Verdict | None]:
+        """The same; what the rules leave goes through the quick filter together.
+
+        Candidates behind one that the rules accept wait until they are asked for:
+        a lookup hardly ever does.
+        """
+        rest = iter(candidates)
+        while True:
+            ahead = list(self._up_to_accepted(query, rest))
+            if not ahead:
+                return
+            left = [candidate for candidate, ruled in ahead if ruled is None]
+            foreseen = iter(self._look_alikes.score_each(query, left))
+            for _, ruled in ahead:
+                yield self._foresee(next(foreseen)) if ruled is None else ruled
+
+    def _up_to_accepted(
+        self, query: str, rest: Iterator[Look]
+    ) -> Iterator[tuple[Look, Verdict | None]]:
+        """What the rules say of the candidates up to the first that they accept."""
+        for candidate in rest:
+            ruled = self._rule(query, candidate.text)
+            yield candidate, ruled
+            if ruled is ACCEPTED:
+                return
+
+    def _rule(self, query: str, candidate: str) -> Verdict | None:
+        """A veto of the surest rules, or acceptance of what says the same."""
         fact = self._guard.facts(query, candidate)
         if not fact.accepted:
             return fact
-        if self._guard.says_the_same(query, candidate):
-            return ACCEPTED
-        return self._foresee(query, candidate, similarity)
+        return ACCEPTED if self._guard.says_the_same(query, candidate) else None
 
-    def _foresee(self, query: str, candidate: str, similarity: float) -> Verdict | None:
-        """A veto where the model's own is foreseen."""
-        logit = self._look_alikes.score(query, candidate, similarity)
+    def _foresee(self, logit: float | None) -> Verdict | None:
+        """A veto where the quick filter's logit foresees the model's own."""
         if logit is None or logit >= self._bounds.foreseen:
             return None
         reason = f"filter: {logit:.2f} is under {self._bounds.foreseen:.2f}"

@@ -5,7 +5,7 @@ decision page on the semantic tier has what each of them catches and costs.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from pathlib import Path
@@ -13,14 +13,20 @@ from typing import NamedTuple
 
 from cache_svc.guard.additions import weighty_addition
 from cache_svc.guard.contrasts import contrast
-from cache_svc.guard.exchange import Difference, difference, exchanged, names_differ
+from cache_svc.guard.exchange import (
+    Difference,
+    difference,
+    exchanged,
+    names_differ,
+    same_words,
+)
 from cache_svc.guard.literals import read_literals
 from cache_svc.guard.meaning import content
 from cache_svc.guard.negation import is_negated
-from cache_svc.guard.order import order_differs
+from cache_svc.guard.order import Order, order_differs, read_order
 from cache_svc.guard.quantities import Figures, figures_differ, read_figures
 from cache_svc.guard.words import Word, listed, read_words
-from cache_svc.verifier import ACCEPTED, Verdict
+from cache_svc.verifier import ACCEPTED, Look, Verdict
 
 # Little words that change a question: its kind, its time, its duty.
 _ASKING = listed(
@@ -36,6 +42,7 @@ class Reading(NamedTuple):
     Attributes:
         content: the words that carry its meaning.
         stems: of all its words but numbers and their units.
+        asking: the little words that change a question.
     """
 
     words: tuple[Word, ...]
@@ -44,6 +51,8 @@ class Reading(NamedTuple):
     figures: Figures
     literals: frozenset[str]
     negated: bool
+    order: Order
+    asking: frozenset[str]
 
 
 class LexicalGuard:
@@ -71,6 +80,10 @@ class LexicalGuard:
         """All of the guard is cheap, so that its screen is its last word."""
         return self.verify(query, candidate, similarity)
 
+    def screen_each(self, query: str, candidates: Sequence[Look]) -> Iterator[Verdict]:
+        """Each verdict when it is asked for."""
+        return (self.verify(query, *candidate) for candidate in candidates)
+
     def facts(self, query: str, candidate: str) -> Verdict:
         """Only the surest rules: numbers, negation, opposites, order, quotations."""
         one, other = self._read(query), self._read(candidate)
@@ -97,11 +110,8 @@ class LexicalGuard:
 
         Presumes that :meth:`facts` lets the pair pass.
         """
-        rest = self.difference(query, candidate)
-        if rest.one or rest.other:
-            return False
         one, other = self._read(query), self._read(candidate)
-        if _asking(one) != _asking(other):
+        if one.asking != other.asking or not same_words(one.content, other.content, self._known):
             return False
         shared = one.stems & other.stems
         return [w.stem for w in one.content if w.stem in shared] == [
@@ -120,11 +130,9 @@ def read(text: str) -> Reading:
         figures,
         read_literals(text),
         is_negated(words),
+        read_order(words),
+        _ASKING.intersection([word.text for word in words]),
     )
-
-
-def _asking(reading: Reading) -> frozenset[str]:
-    return frozenset(word.text for word in reading.words if word.text in _ASKING)
 
 
 def _negation(one: Reading, other: Reading) -> str:
@@ -140,7 +148,7 @@ _FACTS: dict[str, Callable[[Reading, Reading], str]] = {
     "numbers": lambda one, other: figures_differ(one.figures, other.figures),
     "negation": _negation,
     "opposites": lambda one, other: contrast(one.stems - other.stems, other.stems - one.stems),
-    "order": lambda one, other: order_differs(one.words, other.words),
+    "order": lambda one, other: order_differs(one.order, other.order),
     "literals": _literals,
 }
 _WORDINGS = {"names": names_differ, "additions": weighty_addition, "exchange": exchanged}

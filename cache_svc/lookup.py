@@ -6,7 +6,7 @@ inside one scope of one tenant, the verifier has the last word.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from cache_svc.gate import Gate
 from cache_svc.scoped_index import ScopedIndex
 from cache_svc.store import AnswerStore, Clock
 from cache_svc.vector_index import Neighbor
-from cache_svc.verifier import PairVerifier, Verdict
+from cache_svc.verifier import Look, PairVerifier, Verdict
 from sidecache.errors import SidecacheError
 
 # Time kept back for the answer's way to a caller whose deadline is near.
@@ -222,8 +222,28 @@ class LookupPath:
         self, semantic: SemanticTier, query: Query, neighbors: Iterable[Neighbor]
     ) -> AsyncGenerator[Candidate, None]:
         """Decide about each neighbour in turn; those that left the store meanwhile are skipped."""
-        floor = self.floor(query)
+        considered = list(self._consider(semantic, query, neighbors))
+        looks = [Look(c.entry.key.text, c.similarity) for c in considered if c.refusal is None]
+        screened = semantic.verifier.screen_each(query.key.text, looks)
         may_judge = semantic.max_judged
+        for candidate in considered:
+            if candidate.refusal is not None:
+                yield candidate
+                continue
+            entry, similarity = candidate.entry, candidate.similarity
+            judged = next(screened)
+            if judged is None and may_judge > 0:
+                may_judge -= 1
+                judged = await self._on_thread(semantic, query.key.text, entry.key.text, similarity)
+            # Reported wrong, expired or replaced while a thread looked at one of them.
+            if self._store.get(query.key.tenant, entry.id) is entry:
+                yield _verified(entry, similarity, judged)
+
+    def _consider(
+        self, semantic: SemanticTier, query: Query, neighbors: Iterable[Neighbor]
+    ) -> Iterator[Candidate]:
+        """The neighbours that are alive; of those that the verifier may pass, no refusal."""
+        floor = self.floor(query)
         # The bound hears more neighbours than the verifier has time for.
         for entry_id, similarity in islice(neighbors, semantic.neighbors):
             entry = self._store.get(query.key.tenant, entry_id)
@@ -235,14 +255,7 @@ class LookupPath:
             elif query.max_age_s is not None and self._age_s(entry) > query.max_age_s:
                 yield Candidate(entry, similarity, MissReason.STALE, "older than max_age")
             else:
-                pair = (query.key.text, entry.key.text, similarity)
-                judged = semantic.verifier.screen(*pair)
-                if judged is None and may_judge > 0:
-                    may_judge -= 1
-                    judged = await self._on_thread(semantic, *pair)
-                # Reported wrong, expired or replaced while a thread looked at it.
-                if self._store.get(query.key.tenant, entry_id) is entry:
-                    yield _verified(entry, similarity, judged)
+                yield Candidate(entry, similarity, None, "not verified yet")
 
     @staticmethod
     async def _on_thread(

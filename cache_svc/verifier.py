@@ -5,6 +5,7 @@ subscription" (cosine 0.97 with MiniLM). A verifier looks at both prompts and
 may veto; it never lifts a candidate over the similarity floor.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -23,6 +24,16 @@ class Verdict(NamedTuple):
 ACCEPTED = Verdict(accepted=True)
 
 
+class Look(NamedTuple):
+    """A stored prompt that a lookup looks at.
+
+    ``similarity``: cosine of its vector and the query's; at or above the floor already.
+    """
+
+    text: str
+    similarity: float
+
+
 class PairVerifier(Protocol):
     """Judges a pair of prompts of one scope. Deterministic and symmetric."""
 
@@ -30,6 +41,13 @@ class PairVerifier(Protocol):
         """The verdict where cheap features settle it, within 1 ms; None: ask :meth:`verify`.
 
         A verdict given here is the one that :meth:`verify` would give.
+        """
+        ...
+
+    def screen_each(self, query: str, candidates: Sequence[Look]) -> Iterator[Verdict | None]:
+        """What :meth:`screen` says of each candidate, in their order, sooner than one by one.
+
+        Lazy: whoever takes no further verdict saves what it would have cost.
         """
         ...
 

@@ -18,7 +18,7 @@ from cache_svc.settings import SemanticSettings
 from cache_svc.stats import Stats
 from cache_svc.store import MemoryStore
 from cache_svc.vector_index import Matrix, Vector
-from cache_svc.verifier import PairVerifier
+from cache_svc.verifier import Look, PairVerifier
 from observability.settings import MIB
 
 _BUILD_LIMIT_S = 120.0
@@ -79,17 +79,18 @@ class OurLookup:
         found, found_cpu = time.perf_counter(), time.thread_time()
         end = "below floor"
         may_judge, used_model = MAX_JUDGED, False
+        looks = []
         for entry_id, similarity in neighbors[: self._settings.neighbors]:
             entry = self._store.get("tenant", entry_id)
-            if entry is None or similarity < self._settings.min_similarity:
-                break
-            pair = (text, entry.key.text, similarity)
-            verdict = self._verifier.screen(*pair)
+            if entry is not None and similarity >= self._settings.min_similarity:
+                looks.append(Look(entry.key.text, similarity))
+        for look, screened in zip(looks, self._verifier.screen_each(text, looks), strict=True):
+            verdict = screened
             by_model = verdict is None
             if verdict is None and may_judge:
                 may_judge -= 1
                 used_model = True
-                verdict = self._verifier.verify(*pair)
+                verdict = self._verifier.verify(text, *look)
             if verdict is not None and verdict.accepted:
                 end = "verified by model" if by_model else "verified by rules"
                 break

@@ -12,7 +12,7 @@ from cache_svc.faiss_index import FaissIndex
 from cache_svc.lookup import MAX_JUDGED
 from cache_svc.settings import SemanticSettings
 from cache_svc.vector_index import Neighbor
-from cache_svc.verifier import PairVerifier
+from cache_svc.verifier import Look, PairVerifier
 
 
 class Sidecache:
@@ -53,15 +53,19 @@ class Sidecache:
     def _choose(self, world: World, i: int, neighbors: list[Neighbor]) -> Neighbor | None:
         """The nearest that passes floor and verifier, judged as the sidecar judges."""
         may_judge = MAX_JUDGED
-        for neighbor in neighbors[: self._settings.neighbors]:
-            if neighbor.similarity < self._settings.min_similarity:
-                return None
-            query, candidate = world.texts[i], world.texts[neighbor.id]
-            verdict = self._verifier.screen(query, candidate, neighbor.similarity)
-            if verdict is None and may_judge:
+        near = [
+            neighbor
+            for neighbor in neighbors[: self._settings.neighbors]
+            if neighbor.similarity >= self._settings.min_similarity
+        ]
+        query, looks = world.texts[i], [Look(world.texts[n.id], n.similarity) for n in near]
+        screened = self._verifier.screen_each(query, looks)
+        for neighbor, look, verdict in zip(near, looks, screened, strict=True):
+            judged = verdict
+            if judged is None and may_judge:
                 may_judge -= 1
-                verdict = self._verifier.verify(query, candidate, neighbor.similarity)
-            if verdict is not None and verdict.accepted:
+                judged = self._verifier.verify(query, *look)
+            if judged is not None and judged.accepted:
                 return neighbor
         return None
 

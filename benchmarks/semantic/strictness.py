@@ -29,7 +29,7 @@ def fact_reader() -> Callable[[str, str], bool]:
         one, other = reading(a), reading(b)
         return bool(
             figures_differ(one.figures, other.figures)
-            or order_differs(one.words, other.words)
+            or order_differs(one.order, other.order)
             or one.literals != other.literals
             or names_differ(difference(one.content, other.content, known))
         )

@@ -1,6 +1,7 @@
 """Words that never mean the same: antonyms, and members of one closed group."""
 
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from itertools import permutations
 
 from cache_svc.guard.words import stem
@@ -342,9 +343,17 @@ def contrast(one: AbstractSet[str], other: AbstractSet[str]) -> str:
 
 
 def _prefixed(plain: AbstractSet[str], prefixed: AbstractSet[str]) -> str:
+    if not plain:
+        return ""
     for word in sorted(prefixed):
-        for prefix in _OPPOSING_PREFIXES:
-            rest = word.removeprefix(prefix)
-            if rest != word and len(rest) >= _MIN_PREFIXED and rest in plain:
+        for rest in _without_prefix(word):
+            if rest in plain:
                 return f"{rest} against {word}"
     return ""
+
+
+@lru_cache(8192)
+def _without_prefix(word: str) -> tuple[str, ...]:
+    """What is left of a word without each prefix that it has."""
+    rests = (word.removeprefix(prefix) for prefix in _OPPOSING_PREFIXES)
+    return tuple(rest for rest in rests if rest != word and len(rest) >= _MIN_PREFIXED)

@@ -56,6 +56,17 @@ def difference(one: Sequence[Word], other: Sequence[Word], known: AbstractSet[st
     return Difference(tuple(only_here), tuple(only_there), shared)
 
 
+def same_words(one: Sequence[Word], other: Sequence[Word], known: AbstractSet[str]) -> bool:
+    """Whether :func:`difference` leaves nothing of either prompt, told sooner."""
+    said_here, said_there = {w.stem for w in one}, {w.stem for w in other}
+    only_here = sum(w.stem not in said_there for w in one)
+    # Words pair off one by one, so that of unequal numbers some are left.
+    if only_here != sum(w.stem not in said_here for w in other):
+        return False
+    rest = difference(one, other, known)
+    return not rest.one and not rest.other
+
+
 def exchanged(difference: Difference) -> str:
     """The words that stand for one another in two prompts otherwise alike, or "".
 

@@ -17,6 +17,8 @@ _IDLE = frozenset(
 def is_negated(words: Sequence[Word]) -> bool:
     """Whether the prompt holds an odd number of negations; two undo each other."""
     texts = [word.text for word in words]
+    if _NEGATIONS.isdisjoint(texts):
+        return False
     count = sum(text in _NEGATIONS for text in texts)
     idle = sum(pair in _IDLE for pair in pairwise(texts))
     return (count - idle) % 2 == 1

@@ -1,6 +1,8 @@
 """Prompts of the same words in another order: from X to Y is not from Y to X."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from cache_svc.guard.words import Word, listed
 
@@ -11,27 +13,46 @@ _BEFORE_VERB = listed(
 )
 _SKIPPED = listed("a an the my your our their his her its this that some any i you we be is are do")
 _SYMMETRIC = listed("and or between vs versus with both compare same")
+_NO_TARGETS: Mapping[str, frozenset[str]] = {}
 
 
-def order_differs(one: Sequence[Word], other: Sequence[Word]) -> str:
+class Order(NamedTuple):
+    """What of a prompt's order is compared.
+
+    Attributes:
+        stems: of all its words.
+        targets: for each direction, the first words of meaning that follow it.
+    """
+
+    words: Sequence[Word]
+    stems: frozenset[str]
+    targets: Mapping[str, AbstractSet[str]]
+
+
+def read_order(words: Sequence[Word]) -> Order:
+    """Read a prompt's order once for all comparisons."""
+    return Order(words, frozenset(word.stem for word in words), _targets(words))
+
+
+def order_differs(one: Order, other: Order) -> str:
     """How the roles of two words are exchanged between the prompts, or ""."""
     return _roles_swapped(one, other) or _names_swapped(one, other)
 
 
-def _roles_swapped(one: Sequence[Word], other: Sequence[Word]) -> str:
+def _roles_swapped(one: Order, other: Order) -> str:
     """A word after a direction in one prompt stands elsewhere in the other, and vice versa."""
-    words_one, words_other = _stems(one), _stems(other)
-    targets_one, targets_other = _targets(one), _targets(other)
-    for direction, first in targets_one.items():
-        second = targets_other.get(direction, set())
+    for direction, first in one.targets.items():
+        second = other.targets.get(direction, frozenset())
         gone, come = first - second, second - first
-        if gone & words_other and come & words_one:
-            return f"{direction} {min(gone & words_other)}, {direction} {min(come & words_one)}"
+        if gone & other.stems and come & one.stems:
+            return f"{direction} {min(gone & other.stems)}, {direction} {min(come & one.stems)}"
     return ""
 
 
-def _targets(words: Sequence[Word]) -> dict[str, set[str]]:
+def _targets(words: Sequence[Word]) -> Mapping[str, AbstractSet[str]]:
     """For each direction, the first words of meaning that follow it."""
+    if _DIRECTIONS.isdisjoint([word.text for word in words]):
+        return _NO_TARGETS
     targets: dict[str, set[str]] = {}
     for at, word in enumerate(words):
         verb_follows = word.text == "to" and at and words[at - 1].text in _BEFORE_VERB
@@ -43,18 +64,16 @@ def _targets(words: Sequence[Word]) -> dict[str, set[str]]:
     return targets
 
 
-def _names_swapped(one: Sequence[Word], other: Sequence[Word]) -> str:
+def _names_swapped(one: Order, other: Order) -> str:
     """The same words, but names or numbers in another sequence."""
-    if sorted(w.stem for w in one) != sorted(w.stem for w in other):
+    if len(one.words) != len(other.words) or one.stems != other.stems:
         return ""
-    if any(w.text in _SYMMETRIC for w in one):
+    if sorted(w.stem for w in one.words) != sorted(w.stem for w in other.words):
         return ""
-    names_one = [w.stem for w in one if w.name or w.text[0].isdigit()]
-    names_other = [w.stem for w in other if w.name or w.text[0].isdigit()]
+    if any(w.text in _SYMMETRIC for w in one.words):
+        return ""
+    names_one = [w.stem for w in one.words if w.name or w.text[0].isdigit()]
+    names_other = [w.stem for w in other.words if w.name or w.text[0].isdigit()]
     if sorted(names_one) == sorted(names_other) and names_one != names_other:
         return f"{' '.join(names_one)}, {' '.join(names_other)}"
     return ""
-
-
-def _stems(words: Sequence[Word]) -> set[str]:
-    return {word.stem for word in words}

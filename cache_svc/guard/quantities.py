@@ -90,6 +90,11 @@ _PLAIN = re.compile(r"\d+(\.\d+)?")
 _MAX_COMPARED = 32
 
 
+_NOONS = frozenset({"noon", "midnight", "midday"})
+# A prompt without any of these, and without digits, has nothing to count.
+_COUNTING = frozenset().union(_NUMBER_WORDS, _SCALES, _ORDINALS, _UNITS, _CALENDAR, _NOONS)
+
+
 class Quantity(NamedTuple):
     """One number of a prompt.
 
@@ -122,8 +127,15 @@ class Figures(NamedTuple):
     spent: frozenset[int]
 
 
+_NO_FIGURES = Figures((), frozenset(), frozenset())
+
+
 def read_figures(words: Sequence[Word]) -> Figures:
     """The numbers and codes among the words of a prompt."""
+    if _COUNTING.isdisjoint([word.text for word in words]) and not any(
+        word.text[0].isdigit() for word in words
+    ):
+        return _NO_FIGURES
     return _Reader(words).read()
 
 
@@ -200,7 +212,7 @@ class _Reader:
             self._spent.add(at + 1)
             dimension, factor = _UNITS[unit]
             return Quantity(1, dimension, factor, optional=True)
-        if word in {"noon", "midnight", "midday"}:
+        if word in _NOONS:
             return Quantity(12, "clock", 0, "am" if word == "midnight" else "pm")
         if word in _CALENDAR and (word not in _ALSO_VERBS or self._is_month(at)):
             self._codes.add(_CALENDAR[word])

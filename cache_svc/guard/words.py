@@ -71,27 +71,28 @@ class Word(NamedTuple):
 
 def read_words(text: str) -> list[Word]:
     """The words of a prompt, in order."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2019", "'").replace("\u02bc", "'")
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).replace("\u2019", "'").replace("\u02bc", "'")
     shouting = not any(map(str.islower, text))
     words: list[Word] = []
     end, opens = -2, True
     for match in _TOKEN.finditer(text):
         raw, between = match[0], text[max(end, 0) : match.start()]
-        opens = opens or any(mark in between for mark in ".?!:\n")
+        opens = opens or (between != " " and any(mark in between for mark in ".?!:\n"))
         name = (
             raw[0].isupper() and not shouting and not (opens and raw[1:].islower()) and raw != "I"
         )
         glued = end >= 0 and between in ("", "-")
-        words.extend([Word(part, root, name, glued) for part, root in _forms(raw.lower())])
+        words.extend(_forms(raw.lower(), name, glued))
         end, opens = match.end(), False
     return words
 
 
 # Prompts share most of their words; cutting suffixes is half of what reading one costs.
 @lru_cache(8192)
-def _forms(word: str) -> tuple[tuple[str, str], ...]:
+def _forms(word: str, name: bool, glued: bool) -> tuple[Word, ...]:
     """The words that one stands for, each with its stem."""
-    return tuple((part, stem(part)) for part in _spell_out(word))
+    return tuple(Word(part, stem(part), name, glued) for part in _spell_out(word))
 
 
 def _spell_out(word: str) -> list[str]:

@@ -1,5 +1,7 @@
 """What the semantic quality benchmark counts."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from benchmarks.semantic.ours import Sidecache
 from benchmarks.semantic.vcache import vcache
 from benchmarks.semantic_quality import wilson, within_bound
 from cache_svc.settings import SemanticSettings
-from cache_svc.verifier import ACCEPTED, Verdict
+from cache_svc.verifier import ACCEPTED, Look, Verdict
 from tests.fixtures.cache import HashEmbedder
 
 TEXTS = [f"{family}:{member}" for member in range(40) for family in "abcde"]
@@ -18,6 +20,9 @@ SENSES = ["abcde".index(text[0]) for text in TEXTS]
 class AcceptAll:
     def screen(self, query: str, candidate: str, similarity: float) -> Verdict | None:
         return ACCEPTED
+
+    def screen_each(self, query: str, candidates: Sequence[Look]) -> Iterator[Verdict | None]:
+        return (ACCEPTED for _ in candidates)
 
     def verify(self, query: str, candidate: str, similarity: float) -> Verdict:
         return ACCEPTED

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from cache_svc.scoped_index import ScopedIndex
 from cache_svc.shortlist_index import ShortlistIndex
 from cache_svc.stats import Stats
 from cache_svc.store import MemoryStore, Removal
-from cache_svc.verifier import ACCEPTED, Verdict
+from cache_svc.verifier import ACCEPTED, Look, Verdict
 from sidecache.v1 import cache_pb2
 from tests.fixtures.cache import HashEmbedder, TurnedClock, answer_of, key_of, seconds, wire_key
 from tests.unit.cache_svc.test_shortlist_index import FaultyDevice, device_of
@@ -41,6 +41,9 @@ class WordVerifier:
 
     def screen(self, query: str, candidate: str, similarity: float) -> Verdict | None:
         return None if "hard" in query else self._judge(query, candidate)
+
+    def screen_each(self, query: str, candidates: Sequence[Look]) -> Iterator[Verdict | None]:
+        return (self.screen(query, *candidate) for candidate in candidates)
 
     def verify(self, query: str, candidate: str, similarity: float) -> Verdict:
         self.threads.append(threading.current_thread().name)
