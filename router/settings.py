@@ -58,7 +58,7 @@ class LimitSettings(SettingsPart):
     """The same after the first token, for a stream that can go on at another worker."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Workers tried for one request before its first token."""
-    max_migrations: Annotated[int, Field(ge=0)] = 3
+    max_migrations: Annotated[int, Field(ge=0)] = 8
     """Moves of one stream after its first token; 0: a lost worker ends it."""
     migration_wait_s: Seconds = 2.0
     """Longest wait for a worker to go on at, when none is ready."""
