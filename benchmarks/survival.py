@@ -83,7 +83,9 @@ class Plan:
         """The processes it needs."""
         room = str(max(16, self.in_flight))
         worker = {"engine": self.engine, "max_sequences": room, "max_waiting": room}
-        router: dict[str, str] = {}
+        # The client shares the machine with all this; a busy client is not a vanished one.
+        router = {"server__keepalive_timeout_s": "10"}
+        worker |= router
         if self.engine == "scripted":
             worker["scripted__tokens_per_s"] = str(1 / self.token_s)
             worker["scripted__ttft_s"] = str(self.token_s)
@@ -92,8 +94,7 @@ class Plan:
             worker["model_path"] = self.model
             worker["max_sequences"] = "16"
             # A real engine on few cores is slow, and slow is not hung.
-            router["limits__token_silence_s"] = "10"
-            router["limits__migration_wait_s"] = "60"
+            router |= {"limits__token_silence_s": "10", "limits__migration_wait_s": "60"}
         return StagePlan(
             self.workers,
             worker,

@@ -29,7 +29,7 @@ def main() -> int:
     # The kernel reaps them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
-        if len(os.listdir("/proc/self/task")) != 1:
+        if len(list(Path("/proc/self/task").iterdir())) != 1:
             raise RuntimeError("a thread runs already: a fork would lose it")
         order = json.loads(line)
         pid = os.fork()
