@@ -159,6 +159,8 @@ class Attempts:
 
     def _may_begin_again(self, error: SidecacheError) -> None:
         """Raise the error if it is the last one; a refusal cost no engine anything."""
+        if not self._recovery.quarantine.is_empty:
+            self._recovery.quarantine.check(self._key)
         if len(self._tried) >= self._limits.max_attempts:
             raise error
         if isinstance(error, EngineFailed) and not self._recovery.budget.take():

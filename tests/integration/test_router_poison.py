@@ -44,10 +44,11 @@ async def test_one_poisonous_prompt_costs_three_workers_and_nobody_else(
     """Among fifty others, all of them whole and right; and it is refused from then on."""
     async with scripted_stack(tmp_path, workers=fleet(after), with_cache=False) as stack:
         expected = Quarantined if not after else StreamInterrupted
-        asking = [asyncio.create_task(ask(stack, number)) for number in range(INNOCENT)]
-        with pytest.raises(expected) as refusal:
-            await events_of(stack.client, "poison", max_tokens=20)
-        assert await asyncio.gather(*asking) == [True] * INNOCENT
+        async with asyncio.TaskGroup() as tasks:
+            asking = [tasks.create_task(ask(stack, number)) for number in range(INNOCENT)]
+            with pytest.raises(expected) as refusal:
+                await events_of(stack.client, "poison", max_tokens=20)
+        assert all(task.result() for task in asking)
         assert dead(stack) == 3
         if isinstance(refusal.value, StreamInterrupted):
             assert (refusal.value.why, refusal.value.offset) == ("quarantined", after)
@@ -60,10 +61,11 @@ async def test_one_poisonous_prompt_costs_three_workers_and_nobody_else(
 async def test_those_who_ran_beside_it_are_not_refused(tmp_path: Path) -> None:
     """Bad luck is forgotten with the next token; the same prompts are served again."""
     async with scripted_stack(tmp_path, workers=fleet(0), with_cache=False) as stack:
-        asking = [asyncio.create_task(ask(stack, number)) for number in range(12)]
-        with pytest.raises(Quarantined):
-            await events_of(stack.client, "poison", max_tokens=20)
-        await asyncio.gather(*asking)
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(12):
+                tasks.create_task(ask(stack, number))
+            with pytest.raises(Quarantined):
+                await events_of(stack.client, "poison", max_tokens=20)
         assert all([await ask(stack, number) for number in range(12)])
 
 
