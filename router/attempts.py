@@ -89,37 +89,54 @@ class Attempts:
             raise self._failure or error from error
 
     async def may_go_on(self) -> None:
-        """Return when the prompt may be given to a worker: at once, unless workers died of it.
+        """Return when a worker may be asked: at once, where all is well.
 
         Raises:
-            Quarantined: it may not; nothing was sent yet.
-            StreamInterrupted: it may not, and something was.
-            NoHealthyWorker: no worker could be had for it alone.
+            Quarantined: none may ever; nothing was sent yet.
+            NoHealthyWorker: no worker could be had for a suspected prompt alone.
+            StreamInterrupted: one of both, and something was sent; or no worker was ready.
         """
-        if self._recovery.quarantine.is_empty:
+        if self._recovery.quarantine.is_empty and not self._tape.tokens:
             return
+        began = self._stopped_at if self._tape.tokens else self._recovery.clock()
+        left_s = began + self._limits.migration_wait_s - self._recovery.clock()
         try:
-            async with asyncio.timeout(self._limits.migration_wait_s):
-                await self._wait_for_a_trial()
+            async with asyncio.timeout(max(0.0, left_s)):
+                while not self._may_ask():
+                    await self._news()
         except Quarantined as error:
             if self._tape.tokens:
                 raise self._interrupted(error.text, "quarantined") from error
             raise
         except TimeoutError:
-            why = "workers were lost under this prompt, and none is free to try it alone"
-            if self._tape.tokens:
-                raise self._interrupted(why, "no_worker") from None
-            raise self._failure or NoHealthyWorker(why) from None
+            raise self._gave_up() from self._failure
 
-    async def _wait_for_a_trial(self) -> None:
-        quarantine = self._recovery.quarantine
+    def _may_ask(self) -> bool:
+        """Whether there is a worker; for a suspected prompt, one to try it on."""
+        ready, quarantine = self._ready(), self._recovery.quarantine
+        if quarantine.is_empty:
+            return bool(ready)
         quarantine.check(self._key)
-        while quarantine.is_suspected(self._key):
-            ready = self._ready()
-            if not ready or quarantine.may_try(self._key, ready):
-                return
-            await quarantine.wait_for_a_verdict()
-            quarantine.check(self._key)
+        if not ready:
+            # Before the first token the refusal is the lease's.
+            return not self._tape.tokens
+        return not quarantine.is_suspected(self._key) or bool(quarantine.may_try(self._key, ready))
+
+    async def _news(self) -> None:
+        if self._ready():
+            await self._recovery.quarantine.wait_for_a_verdict()
+        else:
+            await self._pool.wait_for_change()
+
+    def _gave_up(self) -> SidecacheError:
+        if self._ready():
+            why = "workers were lost under this prompt, and none is free to try it alone"
+        else:
+            why = f"no other was ready within {self._limits.migration_wait_s:g} s"
+        if not self._tape.tokens:
+            return self._failure or NoHealthyWorker(why)
+        self._recovery.metrics.migrated("no_worker")
+        return self._interrupted(why, "no_worker")
 
     async def failed(self, error: SidecacheError) -> None:
         """Return when another worker may be asked.
@@ -135,7 +152,8 @@ class Attempts:
         metrics, is_refusal = self._recovery.metrics, not isinstance(error, EngineFailed)
         if is_refusal and self._tape.tokens == self._stopped_tokens:
             # It stands where it stood: nothing was moved, so this counts as no move.
-            await self._wait_for_a_worker(error)
+            if not self._wanted():
+                await asyncio.sleep(_ROUND_S)
             return
         self._moves += 1
         self._stopped_tokens = self._tape.tokens
@@ -149,7 +167,6 @@ class Attempts:
             text = f"it may move {self._limits.max_migrations} times"
             raise self._interrupted(text, "too_many_moves") from error
         self._tape.is_inexact = self._tape.is_inexact or self.why_not is not None
-        await self._wait_for_a_worker(error)
         metrics.migrated("best_effort" if self._tape.is_inexact else "exact")
 
     @cached_property
@@ -205,20 +222,6 @@ class Attempts:
 
     def _ready(self) -> Sequence[Worker]:
         return self._pool.ready_workers(self._ticket.model)
-
-    async def _wait_for_a_worker(self, error: SidecacheError) -> None:
-        """A stream that has begun waits a little for a fleet that comes back."""
-        left_s = self._stopped_at + self._limits.migration_wait_s - self._recovery.clock()
-        try:
-            async with asyncio.timeout(left_s):
-                if not isinstance(error, EngineFailed) and not self._wanted():
-                    await asyncio.sleep(_ROUND_S)
-                while not self._ready():
-                    await self._pool.wait_for_change()
-        except TimeoutError:
-            self._recovery.metrics.migrated("no_worker")
-            why = f"no other was ready within {self._limits.migration_wait_s:g} s"
-            raise self._interrupted(why, "no_worker") from error
 
     def _interrupted(self, why: str, label: str) -> StreamInterrupted:
         tokens = self._tape.tokens

@@ -7,12 +7,14 @@ the worker was lost is innocent, since a poisonous prompt would have ended the n
 there as well. Who does not, twice in a row, is tried alone: on a worker with no other
 suspect, and with nobody new beside it. If that one is lost too, the prompt is refused.
 
-So a poisonous prompt costs three workers, and a stream with bad luck costs nothing.
+So a poisonous prompt costs three workers, and a stream with bad luck costs nothing. In a
+fleet that loses workers all the time bad luck explains a lot: nobody is suspected for
+whom there are more losses elsewhere than beside it.
 """
 
 import asyncio
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +25,10 @@ from router.worker import Worker
 from sidecache.errors import Quarantined
 from sidecache.v1 import inference_pb2 as pb
 
+# Losses remembered to tell bad luck by; more than this in the time are bad luck anyway.
+_MAX_LOSSES = 1024
+# An engine is a little ahead of what was delivered: within so many tokens it is one place.
+_SAME_PLACE_TOKENS = 16
 # Of two streams on a lost worker, the one it had sent nothing is ten times as suspect.
 _PROGRESSED_WEIGHT = 0.1
 
@@ -34,7 +40,7 @@ class Suspicion:
     Attributes:
         losses: workers lost under it in a row, at the same place of its answer.
         weight: sum of its shares in the blame; 1 is a loss that only it can explain.
-        tokens: how far the answer was at the last of them.
+        tokens: how far the answer was at the first of them.
         until: the clock's time at which all is forgotten.
         is_confirmed: it is refused.
     """
@@ -44,6 +50,10 @@ class Suspicion:
     tokens: int
     until: float
     is_confirmed: bool = False
+
+    def is_behind(self, tokens: int) -> bool:
+        """Whether an answer of this length is past the place."""
+        return tokens > self.tokens + _SAME_PLACE_TOKENS
 
 
 class Quarantine:
@@ -60,6 +70,8 @@ class Quarantine:
         # The oldest first.
         self._prompts: OrderedDict[bytes, Suspicion] = OrderedDict()
         self._tried: set[bytes] = set()
+        # When workers were lost that no confirmed prompt explains.
+        self._unexplained: deque[float] = deque(maxlen=_MAX_LOSSES)
         self._trial_over = asyncio.Event()
 
     @property
@@ -91,7 +103,9 @@ class Quarantine:
     def is_suspected(self, key: bytes) -> bool:
         """Whether a prompt has to be tried alone."""
         suspicion = self._find(key)
-        return suspicion is not None and suspicion.losses >= self._settings.losses_to_suspect
+        if suspicion is None or suspicion.losses < self._settings.losses_to_suspect:
+            return False
+        return not self._is_bad_luck(suspicion)
 
     def may_try(self, key: bytes, workers: Sequence[Worker]) -> list[Worker]:
         """Workers on which a suspected prompt may be tried now; one trial of it at a time."""
@@ -118,22 +132,27 @@ class Quarantine:
 
     def got_on(self, stream: Aboard, crowd: Crowd) -> None:
         """A worker has sent something of it: whoever is past the place is innocent."""
-        if not self._prompts:
-            return
         key = stream.key
         suspicion = self._prompts.get(key)
-        if suspicion is None or suspicion.is_confirmed or stream.tokens <= suspicion.tokens:
+        if suspicion is None or suspicion.is_confirmed or not suspicion.is_behind(stream.tokens):
             return
         del self._prompts[key]
         if stream.on_trial:
             self._end_trial(stream)
             crowd.acquit(stream)
 
+    def completed(self, stream: Aboard) -> None:
+        """It ended well: no place is left to be lost at."""
+        suspicion = self._prompts.get(stream.key)
+        if suspicion is not None and not suspicion.is_confirmed:
+            del self._prompts[stream.key]
+
     def worker_lost(self, crowd: Crowd) -> None:
         """Share the blame for a worker; said again of the same crowd it changes nothing."""
         if crowd.is_lost:
             return
         crowd.is_lost = True
+        self._unexplained.append(self._clock())
         suspects = [one for one in crowd.members if one.on_trial and not one.has_progressed]
         blamed = suspects or list(crowd.members)
         weights = [_PROGRESSED_WEIGHT if one.has_progressed else 1.0 for one in blamed]
@@ -145,16 +164,15 @@ class Quarantine:
         settings, key = self._settings, stream.key
         until = self._clock() + settings.memory_s
         suspicion = self._find(key)
-        if suspicion is None or stream.tokens > suspicion.tokens:
+        if suspicion is None or suspicion.is_behind(stream.tokens):
             suspicion = Suspicion(0, 0.0, stream.tokens, until)
             self._prompts[key] = suspicion
         suspicion.losses += 1
         suspicion.weight += share
         suspicion.until = until
-        enough = suspicion.losses > settings.losses_to_suspect
-        if enough and suspicion.weight >= 1 and not suspicion.is_confirmed:
-            suspicion.is_confirmed = True
-            suspicion.until = self._clock() + settings.refuse_s
+        enough = suspicion.losses > settings.losses_to_suspect and suspicion.weight >= 1
+        if enough and not suspicion.is_confirmed and not self._is_bad_luck(suspicion):
+            self._confirm(suspicion)
         self._prompts.move_to_end(key)
         while len(self._prompts) > settings.max_prompts:
             self._prompts.popitem(last=False)
@@ -164,6 +182,19 @@ class Quarantine:
         now = self._clock()
         while self._prompts and next(iter(self._prompts.values())).until <= now:
             self._prompts.popitem(last=False)
+
+    def _confirm(self, suspicion: Suspicion) -> None:
+        suspicion.is_confirmed = True
+        suspicion.until = self._clock() + self._settings.refuse_s
+        for _ in range(min(suspicion.losses, len(self._unexplained))):
+            self._unexplained.pop()
+
+    def _is_bad_luck(self, suspicion: Suspicion) -> bool:
+        """Whether workers are lost more often without this prompt than with it."""
+        since = self._clock() - self._settings.memory_s
+        while self._unexplained and self._unexplained[0] <= since:
+            self._unexplained.popleft()
+        return len(self._unexplained) > 2 * suspicion.losses
 
     def _find(self, key: bytes) -> Suspicion | None:
         """What is held against it, unless that is forgotten."""

@@ -55,6 +55,8 @@ class Recovery:
     def completed(self, passage: Passage) -> None:
         """The stream ended well there."""
         self._outliers.completed(passage.worker)
+        if not self.quarantine.is_empty:
+            self.quarantine.completed(passage)
 
     def lost(self, passage: Passage, error: SidecacheError) -> None:
         """The stream did not end well there; a refusal is nobody's failure."""
