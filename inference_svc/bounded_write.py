@@ -20,4 +20,6 @@ async def write_within(
         async with asyncio.timeout(stall_timeout_s):
             await context.write(message)
     except TimeoutError:
-        raise StreamInterrupted(f"the reader took nothing for {stall_timeout_s:g} s") from None
+        raise StreamInterrupted(
+            f"the reader took nothing for {stall_timeout_s:g} s", why="reader_stalled"
+        ) from None

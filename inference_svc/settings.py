@@ -40,6 +40,10 @@ class ScriptedSettings(SettingsPart):
     """Length at which an answer ends by itself, with reason STOP; unset: never."""
     die_after_tokens: Annotated[int, Field(ge=0)] | None = None
     """The engine dies as soon as a stream has this many tokens; 0: before the first."""
+    poison: str = ""
+    """The engine dies of a prompt that holds this text; empty: of none."""
+    poison_after_tokens: Annotated[int, Field(ge=0)] = 0
+    """It dies as soon as the answer to that prompt has this many tokens."""
     hang_after_tokens: Annotated[int, Field(ge=0)] | None = None
     """The engine hangs as soon as a stream has this many tokens."""
 

@@ -13,6 +13,7 @@ from observability import names
 
 Source = Literal["engine", "exact", "semantic", "coalesced"]
 CacheOutcome = Literal["exact", "semantic", "miss", "unavailable"]
+MigrationOutcome = Literal["exact", "best_effort", "not_exact", "too_many", "no_worker"]
 HintOutcome = Literal[
     "given", "unknown_model", "no_tokenizer", "too_long", "busy", "late", "refused", "failed"
 ]
@@ -222,6 +223,41 @@ class DroppedStoreMetrics:
     def __init__(self, meter: Meter, dropped: Callable[[], int]) -> None:
         said = "Answers not stored: too many waited, or the sidecar did not take them"
         _total(meter, names.CACHE_STORES_DROPPED, "{entry}", said, dropped)
+
+
+class RecoveryMetrics:
+    """Streams that lost their worker, and what was done for them; for the router.
+
+    Args:
+        quarantined: how many prompts are refused now.
+        ejections: how often a worker was left out for doing worse than its peers.
+    """
+
+    def __init__(
+        self, meter: Meter, quarantined: Callable[[], int], ejections: Callable[[], int]
+    ) -> None:
+        self._migrations = meter.create_counter(
+            names.MIGRATIONS,
+            unit="{stream}",
+            description="Streams that lost their worker after the first token, by what came of it",
+        )
+        self._retries = meter.create_counter(
+            names.RETRIES,
+            unit="{request}",
+            description="Requests begun again before the first token, or not for want of budget",
+        )
+        said = "Prompts refused because workers were lost under them"
+        _gauge(meter, names.QUARANTINED_PROMPTS, "{prompt}", said, quarantined, {})
+        said = "Times a worker was left out for doing worse than its peers"
+        _total(meter, names.WORKER_EJECTIONS, "{ejection}", said, ejections)
+
+    def migrated(self, outcome: MigrationOutcome) -> None:
+        """Record one worker lost by one stream."""
+        self._migrations.add(1, {names.MIGRATION_OUTCOME: outcome})
+
+    def retried(self, outcome: Literal["made", "refused"]) -> None:
+        """Record one request whose first token had not come."""
+        self._retries.add(1, {names.RETRY_OUTCOME: outcome})
 
 
 class QueueMetrics:

@@ -1,19 +1,31 @@
 """What has been tried for one request, and whether anything is left to try."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 from router.continuation import may_go_on_inexactly, why_not_continued
-from router.lease import Lease
+from router.passage import Passage
 from router.pool import WorkerPool
 from router.prompt import RoutedPrompt
+from router.quarantine import prompt_key
+from router.recovery import Recovery
 from router.settings import LimitSettings
 from router.tape import Tape
 from router.ticket import Ticket
 from router.worker import Worker
-from sidecache.errors import NoHealthyWorker, SidecacheError, StreamInterrupted
+from sidecache.errors import (
+    EngineFailed,
+    NoHealthyWorker,
+    Quarantined,
+    SidecacheError,
+    StreamInterrupted,
+)
 from sidecache.v1 import inference_pb2 as pb
+
+# Between two rounds of asking workers that were all full or draining.
+_ROUND_S = 0.05
 
 
 class Attempts:
@@ -23,45 +35,108 @@ class Attempts:
     goes on from the last token, where that is exact or the caller takes less.
     """
 
-    def __init__(self, pool: WorkerPool, limits: LimitSettings, ticket: Ticket, tape: Tape) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        limits: LimitSettings,
+        recovery: Recovery,
+        ticket: Ticket,
+        tape: Tape,
+    ) -> None:
         self._pool = pool
         self._limits = limits
+        self._recovery = recovery
         self._ticket = ticket
         self._tape = tape
-        self._tried: list[Worker] = []
+        # Each with its epoch: one that was restarted since is another.
+        self._tried: list[tuple[Worker, str]] = []
         self._moves = 0
         self._failure: SidecacheError | None = None
+        # Where and when the stream stood still last.
+        self._stopped_tokens = -1
+        self._stopped_at = 0.0
         self.why_not = why_not_continued(ticket)
+        recovery.budget.asked()
 
     @contextmanager
-    def lease(self, prompt: RoutedPrompt | None) -> Iterator[Lease]:
-        """Hold the next worker.
+    def lease(self, prompt: RoutedPrompt | None) -> Iterator[Passage]:
+        """Hold the next worker, for this request's part of a stream.
 
         Raises:
             NoHealthyWorker: there is none, and nothing was sent yet.
+            StreamInterrupted: there is none, and something was.
             SidecacheError: what the last one failed with, if that says more.
         """
-        avoid: list[Worker] = self._tried
-        if self._tape.tokens and not self._untried():
-            # One that failed is ready again: it was restarted, or only refused.
-            avoid = []
+        quarantine, begun = self._recovery.quarantine, bool(self._tape.tokens)
+        avoid = self._avoided() if self._tried or not quarantine.is_empty else ()
+        if not quarantine.is_empty and quarantine.is_suspected(self._key):
+            prompt = None  # to the worker with the fewest others
         try:
-            with self._pool.lease(self._ticket.model, avoid, prompt) as lease:
-                self._tried.append(lease.worker)
-                yield lease
+            leased = self._pool.lease(self._ticket.model, avoid, prompt, goes_on=begun)
+            with leased as lease:
+                move = self._move_to(lease.worker)
+                self._tried.append((lease.worker, lease.worker.epoch))
+                clock = self._recovery.clock
+                passage = Passage(lease, self._ticket, self._tape, move, clock)
+                quarantine.begins(passage, passage.crowd)
+                try:
+                    yield passage
+                finally:
+                    quarantine.leaves(passage, passage.crowd)
         except NoHealthyWorker as error:
+            if begun:
+                raise self._interrupted("no other was ready", "no_worker") from error
             raise self._failure or error from error
 
-    def move_to(self, worker: Worker) -> pb.Migrated | None:
-        """What the client is told with the next worker's first event; None: nothing."""
-        if not self._tape.started or len(self._tried) < 2:  # noqa: PLR2004 - a move has two ends
-            return None
-        return pb.Migrated(
-            from_worker=self._tried[-2].name,
-            to_worker=worker.name,
-            offset=self._tape.tokens,
-            best_effort=self._tape.is_inexact,
-        )
+    async def may_go_on(self) -> None:
+        """Return when a worker may be asked: at once, where all is well.
+
+        Raises:
+            Quarantined: none may ever; nothing was sent yet.
+            NoHealthyWorker: no worker could be had for a suspected prompt alone.
+            StreamInterrupted: one of both, and something was sent; or no worker was ready.
+        """
+        if self._recovery.quarantine.is_empty and not self._tape.tokens:
+            return
+        began = self._stopped_at if self._tape.tokens else self._recovery.clock()
+        left_s = began + self._limits.migration_wait_s - self._recovery.clock()
+        try:
+            async with asyncio.timeout(max(0.0, left_s)):
+                while not self._may_ask():
+                    await self._news()
+        except Quarantined as error:
+            if self._tape.tokens:
+                raise self._interrupted(error.text, "quarantined") from error
+            raise
+        except TimeoutError:
+            raise self._gave_up() from self._failure
+
+    def _may_ask(self) -> bool:
+        """Whether there is a worker; for a suspected prompt, one to try it on."""
+        ready, quarantine = self._ready(), self._recovery.quarantine
+        if quarantine.is_empty:
+            return bool(ready)
+        quarantine.check(self._key)
+        if not ready:
+            # Before the first token the refusal is the lease's.
+            return not self._tape.tokens
+        return not quarantine.is_suspected(self._key) or bool(quarantine.may_try(self._key, ready))
+
+    async def _news(self) -> None:
+        if self._ready():
+            await self._recovery.quarantine.wait_for_a_verdict()
+        else:
+            await self._pool.wait_for_change()
+
+    def _gave_up(self) -> SidecacheError:
+        if self._ready():
+            why = "workers were lost under this prompt, and none is free to try it alone"
+        else:
+            why = f"no other was ready within {self._limits.migration_wait_s:g} s"
+        if not self._tape.tokens:
+            return self._failure or NoHealthyWorker(why)
+        self._recovery.metrics.migrated("no_worker")
+        return self._interrupted(why, "no_worker")
 
     async def failed(self, error: SidecacheError) -> None:
         """Return when another worker may be asked.
@@ -72,37 +147,83 @@ class Attempts:
         """
         self._failure = error
         if not self._tape.tokens:
-            if len(self._tried) >= self._limits.max_attempts:
-                raise error
+            self._may_begin_again(error)
+            return
+        metrics, is_refusal = self._recovery.metrics, not isinstance(error, EngineFailed)
+        if is_refusal and self._tape.tokens == self._stopped_tokens:
+            # It stands where it stood: nothing was moved, so this counts as no move.
+            if not self._wanted():
+                await asyncio.sleep(_ROUND_S)
             return
         self._moves += 1
-        why = self._why_it_ends()
-        if why:
-            raise StreamInterrupted(
-                f"the worker was lost after {self._tape.tokens} tokens ({error}), and {why}"
-            ) from error
-        self._tape.is_inexact = self._tape.is_inexact or bool(self.why_not)
-        await self._wait_for_a_worker(error)
-
-    def _why_it_ends(self) -> str:
-        if self.why_not and not may_go_on_inexactly(self._ticket.request):
-            return f"the rest cannot be continued exactly: {self.why_not}"
+        self._stopped_tokens = self._tape.tokens
+        self._stopped_at = self._recovery.clock()
+        if self.why_not is not None and not may_go_on_inexactly(self._ticket.request):
+            metrics.migrated("not_exact")
+            text = f"the rest cannot be continued exactly: {self.why_not.text}"
+            raise self._interrupted(text, self.why_not.label) from error
         if self._moves > self._limits.max_migrations:
-            return f"it may move {self._limits.max_migrations} times"
-        return ""
+            metrics.migrated("too_many")
+            text = f"it may move {self._limits.max_migrations} times"
+            raise self._interrupted(text, "too_many_moves") from error
+        self._tape.is_inexact = self._tape.is_inexact or self.why_not is not None
+        metrics.migrated("best_effort" if self._tape.is_inexact else "exact")
 
-    def _untried(self) -> list[Worker]:
-        ready = self._pool.ready_workers(self._ticket.model)
-        return [worker for worker in ready if worker not in self._tried]
+    @cached_property
+    def _key(self) -> bytes:
+        """Of the prompt; worked out only while something is held against some prompt."""
+        return prompt_key(self._ticket)
 
-    async def _wait_for_a_worker(self, error: SidecacheError) -> None:
-        """A stream that has begun waits a little for a fleet that comes back."""
-        try:
-            async with asyncio.timeout(self._limits.migration_wait_s):
-                while not self._pool.ready_workers(self._ticket.model):
-                    await self._pool.wait_for_change()
-        except TimeoutError:
-            raise StreamInterrupted(
-                f"the worker was lost after {self._tape.tokens} tokens ({error}), and no other"
-                f" was ready within {self._limits.migration_wait_s:g} s"
-            ) from error
+    def _may_begin_again(self, error: SidecacheError) -> None:
+        """Raise the error if it is the last one; a refusal cost no engine anything."""
+        if not self._recovery.quarantine.is_empty:
+            self._recovery.quarantine.check(self._key)
+        if len(self._tried) >= self._limits.max_attempts:
+            raise error
+        if isinstance(error, EngineFailed) and not self._recovery.budget.take():
+            self._recovery.metrics.retried("refused")
+            raise error
+        self._recovery.metrics.retried("made")
+
+    def _move_to(self, worker: Worker) -> pb.Migrated | None:
+        """What the client is told with the next worker's first event; None: nothing."""
+        if not self._tape.started or not self._tried:
+            return None
+        return pb.Migrated(
+            from_worker=self._tried[-1][0].name,
+            to_worker=worker.name,
+            offset=self._tape.tokens,
+            best_effort=self._tape.is_inexact,
+        )
+
+    def _avoided(self) -> list[Worker]:
+        """Whom not to ask now."""
+        wanted, ready = self._wanted(), self._ready()
+        if not wanted and self._tape.tokens:
+            # One that failed is ready again, or only refused.
+            return []
+        return [worker for worker in ready if worker not in wanted]
+
+    def _wanted(self) -> Sequence[Worker]:
+        """The best of those that are ready and were not tried; where nobody is better, all."""
+        tried = [worker for worker, epoch in self._tried if worker.epoch == epoch]
+        wanted: Sequence[Worker] = [w for w in self._ready() if w not in tried]
+        quarantine = self._recovery.quarantine
+        if not quarantine.is_empty:
+            if quarantine.is_suspected(self._key):
+                return quarantine.may_try(self._key, wanted or self._ready())
+            # Whoever goes beside a suspect may be lost with it.
+            wanted = [w for w in wanted if not w.crowd.trials] or wanted
+        if self._tried:
+            # A worker that hangs is not known to, until one of its streams gives up.
+            quiet_s = self._limits.token_silence_s / 3
+            wanted = [w for w in wanted if not w.is_quiet(quiet_s)] or wanted
+        return wanted
+
+    def _ready(self) -> Sequence[Worker]:
+        return self._pool.ready_workers(self._ticket.model)
+
+    def _interrupted(self, why: str, label: str) -> StreamInterrupted:
+        tokens = self._tape.tokens
+        text = f"the worker was lost after {tokens} tokens ({self._failure}), and {why}"
+        return StreamInterrupted(text, why=label, offset=tokens)

@@ -22,6 +22,11 @@ class Breaker:
         """Whether calls are being withheld."""
         return self._failures >= self._failures_to_open
 
+    @property
+    def may_admit(self) -> bool:
+        """Whether :meth:`admit` would say yes; claims nothing."""
+        return not self.is_open or self._clock() >= self._retry_at
+
     def admit(self) -> bool:
         """Whether a call may be made now; its outcome must be reported."""
         if not self.is_open:

@@ -1,12 +1,21 @@
 """Going on where a lost worker left off: when that is exact, and what the next one is asked."""
 
+from typing import NamedTuple
+
 from router.tape import Tape
 from router.ticket import Ticket
 from sidecache.v1 import inference_pb2 as pb
 
 
-def why_not_continued(ticket: Ticket) -> str:
-    """Why a stream of this request cannot go on elsewhere token for token; empty: it can.
+class Obstacle(NamedTuple):
+    """Why a stream cannot go on elsewhere token for token, for programs and for people."""
+
+    label: str
+    text: str
+
+
+def why_not_continued(ticket: Ticket) -> Obstacle | None:
+    """What keeps a stream of this request from going on elsewhere, token for token.
 
     Only a next token that follows from the tokens before it alone is the same at
     another worker: greedy, one choice, nothing that counts or constrains tokens, on an
@@ -14,17 +23,17 @@ def why_not_continued(ticket: Ticket) -> str:
     """
     request, sampling = ticket.request, ticket.request.sampling
     if not ticket.model.exact_continuation:
-        return "this engine's tokens may differ between runs"
+        return Obstacle("engine", "this engine's tokens may differ between runs")
     if request.n > 1:
-        return "it has several choices"
+        return Obstacle("choices", "it has several choices")
     if request.HasField("guided"):
-        return "a grammar guides it"
+        return Obstacle("guided", "a grammar guides it")
     if sampling.temperature > 0:
-        return "it is sampled"
+        return Obstacle("sampled", "it is sampled")
     penalized = sampling.presence_penalty or sampling.frequency_penalty
     if penalized or (sampling.HasField("repetition_penalty") and sampling.repetition_penalty != 1):
-        return "its tokens are penalized"
-    return ""
+        return Obstacle("penalized", "its tokens are penalized")
+    return None
 
 
 def may_go_on_inexactly(request: pb.GenerateRequest) -> bool:

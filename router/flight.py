@@ -149,7 +149,9 @@ class Flight:
                 news = self._news
                 while position < self._end:
                     if position < self._trimmed:
-                        raise StreamInterrupted("cut off: the client is too far behind")
+                        raise StreamInterrupted(
+                            "cut off: the client is too far behind", why="reader_behind"
+                        )
                     message = self._log[position - self._trimmed]
                     position += 1
                     guard.waits_for_reader()

@@ -20,6 +20,8 @@ class Lease:
         self._uncached_tokens = uncached_tokens
         self._is_queued = True
         load = worker.load
+        if not worker.leases:
+            worker.heard()
         worker.leases += 1
         load.queued_tokens += uncached_tokens
         load.pending_tokens += prompt_tokens

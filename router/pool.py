@@ -15,9 +15,10 @@ from router.dispatch import Dispatcher
 from router.lease import Lease
 from router.load_watch import LoadWatch
 from router.model import ServedModel
+from router.outliers import Outliers
 from router.prompt import RoutedPrompt
 from router.routing.choice import GO_BY_PREFIX
-from router.settings import PoolSettings, RoutingSettings
+from router.settings import OutlierSettings, PoolSettings, RoutingSettings
 from router.targets import FILE_PREFIX, check_target, is_fixed, resolve
 from router.worker import State, Worker
 from sidecache.errors import InvalidRequest, ModelNotFound, NoHealthyWorker, NotFound, SetupError
@@ -35,6 +36,7 @@ class WorkerPool:
         targets: what :mod:`router.targets` reads.
         connect: opens an instrumented channel to an address.
         default_model: for requests that name none; empty: the only one served.
+        outliers: knows whom to leave alone; None: nobody tells, so nobody is.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class WorkerPool:
         connect: Callable[[str], grpc.aio.Channel],
         clock: Callable[[], float],
         default_model: str = "",
+        outliers: Outliers | None = None,
     ) -> None:
         self._targets = [check_target(target) for target in targets]
         self._settings = settings
@@ -55,6 +58,7 @@ class WorkerPool:
         self._connect = connect
         self._clock = clock
         self._default_model = default_model
+        self._outliers = outliers or Outliers(OutlierSettings(), clock)
         self._workers: dict[str, Worker] = {}
         self._models: dict[str, ServedModel] = {}
         self._ready: dict[ServedModel, list[Worker]] = {}
@@ -126,6 +130,8 @@ class WorkerPool:
         model: ServedModel,
         avoid: Collection[Worker] = (),
         prompt: RoutedPrompt | None = None,
+        *,
+        goes_on: bool = False,
     ) -> Iterator[Lease]:
         """Hold a worker for one stream.
 
@@ -133,6 +139,7 @@ class WorkerPool:
             model: what it has to serve.
             avoid: workers that were tried.
             prompt: what the choice goes by; None: whoever has the fewest streams.
+            goes_on: the stream has begun; a doubtful worker is better than none.
 
         Raises:
             NoHealthyWorker: none of the model's workers outside ``avoid`` is ready.
@@ -142,7 +149,11 @@ class WorkerPool:
             candidates = [worker for worker in candidates if worker not in avoid]
         if not candidates:
             raise NoHealthyWorker(f"no worker of {model.name} is ready")
-        lease = self._dispatcher.lease(candidates, prompt)
+        usable = self._outliers.usable(candidates)
+        if not usable and not goes_on:
+            raise NoHealthyWorker(f"every worker of {model.name} that is ready loses its streams")
+        lease = self._dispatcher.lease(usable or candidates, prompt)
+        self._outliers.chosen(lease.worker)
         try:
             yield lease
         finally:
@@ -255,6 +266,7 @@ class WorkerPool:
                 backoff_s = min(2 * backoff_s, self._settings.max_backoff_s)
         finally:
             del self._workers[address]
+            self._outliers.forget(worker)
             self._contacted.discard(address)
             self._index()
             await channel.close(grace=None)

@@ -12,10 +12,11 @@ import grpc
 
 from router.attempts import Attempts
 from router.continuation import continued
-from router.lease import Lease
+from router.passage import Passage
 from router.pool import WorkerPool
 from router.prefix import PrefixHint
 from router.prompt import RoutedPrompt
+from router.recovery import Recovery
 from router.settings import LimitSettings, RoutingSettings
 from router.stall import StallGuard
 from router.tape import Tape
@@ -45,12 +46,23 @@ class Reader(Protocol):
 
 
 class Relay:
-    """Streams answers from leased workers to clients."""
+    """Streams answers from leased workers to clients.
 
-    def __init__(self, pool: WorkerPool, limits: LimitSettings, routing: RoutingSettings) -> None:
+    Args:
+        recovery: what becomes of the streams of lost workers, and of the workers.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        limits: LimitSettings,
+        routing: RoutingSettings,
+        recovery: Recovery,
+    ) -> None:
         self._pool = pool
         self._limits = limits
         self._routing = routing
+        self._recovery = recovery
 
     async def stream(
         self,
@@ -79,49 +91,50 @@ class Relay:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + ticket.timeout_s
         prompt = RoutedPrompt(ticket, hint)
-        attempts = Attempts(self._pool, self._limits, ticket, tape)
+        attempts = Attempts(self._pool, self._limits, self._recovery, ticket, tape)
         while True:
-            with attempts.lease(None if to_idlest else prompt) as lease:
+            await attempts.may_go_on()
+            with attempts.lease(None if to_idlest else prompt) as passage:
                 try:
-                    passage = Passage(lease, ticket, tape, attempts.move_to(lease.worker))
-                    sent = continued(self._for_worker(lease.worker, ticket, hint), tape)
+                    sent = continued(self._for_worker(passage.worker, ticket, hint), tape)
                     await self._follow(passage, sent, context, attempts, deadline - loop.time())
                 except (Unavailable, Overloaded) as error:
                     failure = error
+                    self._recovery.lost(passage, error)
                 else:
+                    self._recovery.completed(passage)
                     self._pool.learn(ticket.model, prompt, tape.finished[0].usage.prompt_tokens)
-                    return lease.worker
+                    return passage.worker
             await attempts.failed(failure)
 
     async def _follow(
         self,
-        passage: "Passage",
+        passage: Passage,
         request: pb.GenerateRequest,
         reader: Reader,
         attempts: Attempts,
         timeout_s: float,
     ) -> None:
         """Pass on one worker's events until its stream has ended well."""
-        limits, worker = self._limits, passage.worker
-        between_tokens_s = limits.worker_silence_s if attempts.why_not else limits.token_silence_s
+        worker, tape = passage.worker, passage.tape
         call = worker.inference.Generate(
             request,
             timeout=max(0.0, timeout_s),
             metadata=(("x-request-id", passage.ticket.request_id),),
         )
-        guard = StallGuard(limits.worker_silence_s, limits.reader_stall_s, between_tokens_s)
+        guard = self._guard(tape, attempts)
         try:
             with guard:
                 async for event in call:
-                    if event.HasField("delta"):
-                        passage.lease.first_token()
-                        guard.has_tokens()
-                    if passage.takes(event):
-                        guard.waits_for_reader()
-                        await reader.write(event)
-                        guard.waits_for_worker()
+                    await self._pass_on(event, passage, guard, reader)
         except grpc.aio.AioRpcError as error:
-            raise self._blame(worker, error) from error
+            # With the last `finished` the client has everything: what the worker said of its
+            # own end, or did not live to say, changes nothing.
+            if not tape.is_complete:
+                raise self._blame(passage, error) from error
+        except EngineFailed:
+            if not tape.is_complete:
+                raise
         except BrokenInvariant as error:
             # What the client has is right; only this worker is not.
             self._pool.suspect(worker)
@@ -130,9 +143,34 @@ class Relay:
             # Frees the engine's slot whatever ended the stream here; a no-op at its own end.
             call.cancel()
             if guard.worker_stalled:
+                # One stream may be stuck while others flow; a worker is lost with all of them.
+                passage.worker_is_lost = worker.is_quiet(self._limits.token_silence_s / 2)
                 self._pool.suspect(worker)
-        if not passage.tape.is_complete:
+        if not tape.is_complete:
             raise EngineFailed(f"worker {worker.name} ended its stream too early")
+
+    async def _pass_on(
+        self, event: pb.GenerateResponse, passage: Passage, guard: StallGuard, reader: Reader
+    ) -> None:
+        guard.has_answered()
+        if event.HasField("delta"):
+            passage.heard_tokens()
+            guard.has_tokens()
+        if passage.takes(event):
+            guard.waits_for_reader()
+            await reader.write(event)
+        guard.waits_for_worker()
+        self._recovery.heard(passage)
+
+    def _guard(self, tape: Tape, attempts: Attempts) -> StallGuard:
+        """Patience for a worker's first word, for its first token and between tokens."""
+        limits = self._limits
+        between_tokens_s = limits.worker_silence_s if attempts.why_not else limits.token_silence_s
+        # The client of a stream that goes on waits in the middle of a sentence.
+        answer_s = limits.token_silence_s if tape.tokens else limits.worker_answer_s
+        return StallGuard(
+            limits.worker_silence_s, limits.reader_stall_s, between_tokens_s, answer_s
+        )
 
     def _for_worker(
         self, worker: Worker, ticket: Ticket, hint: PrefixHint | None
@@ -148,57 +186,16 @@ class Relay:
         sent.token_ids.ids.extend(hint.prompt_token_ids)
         return sent
 
-    def _blame(self, worker: Worker, error: grpc.aio.AioRpcError) -> SidecacheError:
+    def _blame(self, passage: Passage, error: grpc.aio.AioRpcError) -> SidecacheError:
         """What a worker's failed call means for the request, and for the worker."""
-        failure = from_rpc_error(error)
+        failure, worker = from_rpc_error(error), passage.worker
+        passage.worker_is_lost = isinstance(failure, EngineFailed)
         if type(failure) in _CONNECTION_LOST:
             # Our own cancel never comes here: it is an asyncio.CancelledError.
+            passage.worker_is_lost = True
             self._pool.suspect(worker)
             return EngineFailed(f"worker {worker.name}: {failure}")
         return failure
-
-
-class Passage:
-    """One worker's part of a stream, on its way to the client.
-
-    Args:
-        lease: of the worker.
-        ticket: what was asked for.
-        tape: of the whole stream.
-        move: what the client is to be told with the first event; None: nothing.
-    """
-
-    def __init__(self, lease: Lease, ticket: Ticket, tape: Tape, move: pb.Migrated | None) -> None:
-        self.lease = lease
-        self.worker = lease.worker
-        self.ticket = ticket
-        self.tape = tape
-        self._move = move
-
-    def takes(self, event: pb.GenerateResponse) -> bool:
-        """Note what a message says; whether anything of it is for the client.
-
-        Raises:
-            EngineFailed: another checkpoint answers than was asked for.
-            BrokenInvariant: the worker lost, repeated or reordered tokens.
-        """
-        tape, passes = self.tape, True
-        if event.HasField("started"):
-            if event.started.model_revision != self.ticket.model.revision:
-                # It was restarted with another checkpoint since it was chosen.
-                raise EngineFailed(f"worker {event.started.worker} serves another revision")
-            if tape.started:
-                event.ClearField("started")
-                passes = bool(event.ListFields())
-            tape.started = True
-        if event.HasField("delta"):
-            tape.take(event.delta)
-        if event.HasField("finished"):
-            tape.finish(event.finished)
-        if passes and self._move is not None:
-            event.migrated.CopyFrom(self._move)
-            self._move = None
-        return passes
 
 
 def fits(hint: PrefixHint, worker: Worker, request: pb.GenerateRequest) -> bool:

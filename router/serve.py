@@ -27,7 +27,9 @@ from router.dispatch import Dispatcher
 from router.door import Door
 from router.flights import Flights
 from router.model import ServedModel
+from router.outliers import Outliers
 from router.pool import WorkerPool
+from router.recovery import Recovery
 from router.relay import Relay
 from router.routing.choice import make_policy
 from router.routing.cost import Weights
@@ -54,6 +56,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
     """
     clock = time.monotonic
     keys = _credentials(settings)
+    outliers = Outliers(settings.outliers, clock)
     pool = WorkerPool(
         settings.workers,
         settings.pool,
@@ -62,7 +65,9 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         lambda address: open_channel(address, telemetry, settings.channels),
         clock,
         settings.default_model,
+        outliers,
     )
+    recovery = Recovery(settings.retries, settings.quarantine, outliers, telemetry.meter, clock)
     door = Door(keys or Insecure(), pool, settings.limits, clock, TenantSalt(settings.routing))
     async with AsyncExitStack() as stack:
         cache, desk = await stack.enter_async_context(_cache(settings, telemetry, pool))
@@ -71,7 +76,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
                 name = type(part).__name__
                 await stack.enter_async_context(_in_background(part.run(), name))
         await pool.wait_for_first_contact()
-        relay = Relay(pool, settings.limits, settings.routing)
+        relay = Relay(pool, settings.limits, settings.routing, recovery)
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
         flights = Flights(settings.flights, max_answer_bytes, settings.limits.reader_stall_s)

@@ -54,16 +54,79 @@ class LimitSettings(SettingsPart):
     """Longest a request may have its stream kept for a client that was cut off; 0: never."""
     worker_silence_s: PositiveSeconds = 10.0
     """A worker that sends neither token nor heartbeat for this long has failed."""
+    worker_answer_s: PositiveSeconds = 3.0
+    """The same before its first word, which a worker says as soon as it has the request."""
     token_silence_s: PositiveSeconds = 1.5
     """The same after the first token, for a stream that can go on at another worker."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Workers tried for one request before its first token."""
-    max_migrations: Annotated[int, Field(ge=0)] = 3
+    max_migrations: Annotated[int, Field(ge=0)] = 8
     """Moves of one stream after its first token; 0: a lost worker ends it."""
     migration_wait_s: Seconds = 2.0
-    """Longest wait for a worker to go on at, when none is ready."""
+    """Longest wait for a worker to go on at, when none is ready; and of a prompt under
+    suspicion for one to be tried on."""
     reader_stall_s: PositiveSeconds = 30.0
     """A client that takes no message for this long is cut off."""
+
+
+class RetrySettings(SettingsPart):
+    """How many requests may be begun again at another worker, all together."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Retries for each request that comes."""
+    floor_per_s: Annotated[float, Field(ge=0, le=1e6)] = 10.0
+    """Retries a second beside that, so that a quiet router may retry at all."""
+    reserve: Annotated[float, Field(ge=1, le=1e6)] = 100.0
+    """Most retries saved up: what the loss of one busy worker may cost at once."""
+
+
+class QuarantineSettings(SettingsPart):
+    """When a prompt that workers are lost under is refused."""
+
+    losses_to_suspect: Annotated[int, Field(ge=1)] = 2
+    """Workers lost in a row at the same place of its answer, after which it is tried alone."""
+    memory_s: PositiveSeconds = 60.0
+    """After this long without another one, they are forgotten."""
+    refuse_s: PositiveSeconds = 300.0
+    """For how long a prompt is refused that ended a worker alone as well."""
+    max_prompts: Annotated[int, Field(ge=1)] = 4096
+    """Prompts remembered; the oldest is forgotten first."""
+
+
+class OutlierSettings(SettingsPart):
+    """When a worker that is healthy by its own word gets no streams for a while."""
+
+    failures_to_open: Annotated[int, Field(ge=1)] = 5
+    """Streams lost in a row, after which one alone tries again."""
+    open_s: PositiveSeconds = 1.0
+    """For how long nobody tries."""
+    window_s: PositiveSeconds = 10.0
+    """Time over which a worker is compared with its peers."""
+    min_streams: Annotated[int, Field(ge=1)] = 10
+    """Fewer in that time say nothing."""
+    error_share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of its streams lost beyond that of its peers' median."""
+    ttft_factor: Annotated[float, Field(gt=1)] = 4.0
+    """Its mean time to first token over that of its peers' median."""
+    ttft_min_s: PositiveSeconds = 0.5
+    """Below this no time to first token is slow."""
+    eject_s: PositiveSeconds = 5.0
+    """First time out; twice as long each time it comes back no better."""
+    max_eject_s: PositiveSeconds = 120.0
+    """Longest time out."""
+
+
+class HedgeSettings(SettingsPart):
+    """A second worker for streams whose first token is late."""
+
+    enabled: bool = False
+    """Off: it costs load, and helps only where workers differ by chance."""
+    max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Second workers for each request that comes."""
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Of the times to first token; later than this is late."""
+    min_delay_s: PositiveSeconds = 0.05
+    """Earlier than this is never late."""
 
 
 class FlightSettings(SettingsPart):
@@ -204,6 +267,10 @@ class RouterSettings(BaseSettings):
     admission: AdmissionSettings = AdmissionSettings()
     limits: LimitSettings = LimitSettings()
     lookup: LookupSettings = LookupSettings()
+    retries: RetrySettings = RetrySettings()
+    quarantine: QuarantineSettings = QuarantineSettings()
+    outliers: OutlierSettings = OutlierSettings()
+    hedging: HedgeSettings = HedgeSettings()
     flights: FlightSettings = FlightSettings()
     audit: AuditSettings = AuditSettings()
     pool: PoolSettings = PoolSettings()

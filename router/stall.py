@@ -19,20 +19,27 @@ class StallGuard:
     block raises what that wait stands for.
 
     Raises:
-        EngineFailed: from the block; the worker sent nothing for ``worker_s``, or, after
-            :meth:`has_tokens`, for ``between_tokens_s``.
+        EngineFailed: from the block; the worker sent nothing for ``answer_s``, or, after
+            :meth:`has_answered`, for ``worker_s``, or, after :meth:`has_tokens`, for
+            ``between_tokens_s``.
         StreamInterrupted: from the block; the client took nothing for ``reader_s``.
     """
 
     def __init__(
-        self, worker_s: float, reader_s: float, between_tokens_s: float | None = None
+        self,
+        worker_s: float,
+        reader_s: float,
+        between_tokens_s: float | None = None,
+        answer_s: float | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._worker_s = worker_s
+        self._after_answer_s = worker_s
+        self._worker_s = worker_s if answer_s is None else min(answer_s, worker_s)
         self._reader_s = reader_s
         self._between_tokens_s = worker_s if between_tokens_s is None else between_tokens_s
         # How often to look: the bound may become the smallest of them meanwhile.
-        self._shortest_s = min(worker_s, reader_s, self._between_tokens_s)
+        self._shortest_s = min(self._worker_s, reader_s, self._between_tokens_s)
+        self._has_answered = False
         self._on_reader = False
         self._since = self._loop.time()
         self._fired = False
@@ -41,6 +48,12 @@ class StallGuard:
     def worker_stalled(self) -> bool:
         """Whether the block was left because the worker was silent."""
         return self._fired and not self._on_reader
+
+    def has_answered(self) -> None:
+        """The worker has said its first word; said again, it changes nothing."""
+        if not self._has_answered:
+            self._has_answered = True
+            self._worker_s = self._after_answer_s
 
     def has_tokens(self) -> None:
         """From now on the worker's silence is bounded by the time between tokens."""
@@ -76,7 +89,8 @@ class StallGuard:
         if self._fired and self._task.uncancel() <= self._cancelling:
             if self._on_reader:
                 raise StreamInterrupted(
-                    f"cut off: the client read nothing for {self._reader_s:g} s"
+                    f"cut off: the client read nothing for {self._reader_s:g} s",
+                    why="reader_stalled",
                 ) from error
             raise EngineFailed(f"the worker sent nothing for {self._worker_s:g} s") from error
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from router.crowd import Crowd
 from router.load import WorkerLoad
 from router.model import ServedModel
 from sidecache.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -31,6 +32,8 @@ class Worker:
         doubted: set by whoever found it failing, for its health watch to find out.
         leaving_since: when its target stopped naming it; None: it still does.
         load: of those streams and of others' there, in tokens.
+        crowd: those streams themselves, of this router.
+        heard_at: the clock's time of its last message on any of them.
         tokenizer_fingerprint: with chat_template_fingerprint, which token ids it understands.
     """
 
@@ -49,6 +52,8 @@ class Worker:
         self.leaving_since: float | None = None
         self.doubted = asyncio.Event()
         self.load = WorkerLoad(clock)
+        self.crowd = Crowd()
+        self.heard_at = clock()
         self.tokenizer_fingerprint = ""
         self.chat_template_fingerprint = ""
         self._clock = clock
@@ -78,6 +83,14 @@ class Worker:
         self.epoch = answer.epoch
         self.tokenizer_fingerprint = answer.tokenizer_fingerprint
         self.chat_template_fingerprint = answer.chat_template_fingerprint
+
+    def heard(self) -> None:
+        """A message came on one of its streams, or the first of them begins."""
+        self.heard_at = self._clock()
+
+    def is_quiet(self, quiet_s: float) -> bool:
+        """Whether it has streams and has sent nothing on any of them for this long."""
+        return bool(self.leases) and self._clock() - self.heard_at > quiet_s
 
     @property
     def is_full(self) -> bool:

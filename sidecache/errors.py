@@ -14,13 +14,15 @@
     │   └── QuotaExceeded                         + QuotaFailure
     ├── Unavailable           UNAVAILABLE                        retry this call
     │   ├── NoHealthyWorker
+    │   ├── Draining                                             ask another server
     │   └── EngineFailed
     ├── StreamInterrupted     ABORTED                            restart the generation
     ├── DeadlineExceeded      DEADLINE_EXCEEDED                  allow more time
     ├── Cancelled             CANCELLED                          its own doing
     ├── Unsupported           UNIMPLEMENTED                      ask for something else
     ├── BrokenInvariant       INTERNAL                           report it
-    └── SetupError            FAILED_PRECONDITION                fix the installation
+    ├── SetupError            FAILED_PRECONDITION                fix the installation
+    └── Quarantined           FAILED_PRECONDITION + RetryInfo    ask something else, or later
 
 Domain code raises these and never imports grpc; one server interceptor turns
 them into a status with google.rpc details, and the client turns that status
@@ -48,6 +50,17 @@ def _detail(status: status_pb2.Status, kind: type[M]) -> M:
         if packed.Unpack(found):
             break
     return found
+
+
+def _retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:
+    delay = duration_pb2.Duration()
+    delay.FromNanoseconds(int(retry_after_s * 1e9))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
+
+
+def _retry_after_s(status: status_pb2.Status) -> float:
+    delay: duration_pb2.Duration = _detail(status, error_details_pb2.RetryInfo).retry_delay
+    return delay.ToNanoseconds() / 1e9
 
 
 class SidecacheError(Exception):
@@ -169,14 +182,11 @@ class Overloaded(SidecacheError):
         self.retry_after_s = retry_after_s
 
     def details(self) -> list[message.Message]:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(self.retry_after_s * 1e9))
-        return [error_details_pb2.RetryInfo(retry_delay=delay)]
+        return [_retry_info(self.retry_after_s)]
 
     @classmethod
     def from_status(cls, status: status_pb2.Status) -> Self:
-        delay = _detail(status, error_details_pb2.RetryInfo).retry_delay
-        return cls(status.message, retry_after_s=delay.ToNanoseconds() / 1e9)
+        return cls(status.message, retry_after_s=_retry_after_s(status))
 
 
 class QuotaExceeded(Overloaded):
@@ -215,6 +225,12 @@ class NoHealthyWorker(Unavailable):
     reason = "NO_HEALTHY_WORKER"
 
 
+class Draining(Unavailable):
+    """The server goes away in good order: it takes nothing new, or its grace is over."""
+
+    reason = "DRAINING"
+
+
 class EngineFailed(Unavailable):
     """The engine died or refused to work; another worker may serve the request."""
 
@@ -222,10 +238,35 @@ class EngineFailed(Unavailable):
 
 
 class StreamInterrupted(SidecacheError):
-    """Tokens were sent and the rest cannot be continued exactly."""
+    """Tokens were sent and the rest cannot be continued exactly.
+
+    Args:
+        text: what was wrong.
+        why: one word of few, for programs.
+        offset: tokens that were sent, all choices together; None: not known.
+    """
 
     code = grpc.StatusCode.ABORTED
     reason = "STREAM_INTERRUPTED"
+
+    def __init__(self, text: str, *, why: str = "", offset: int | None = None) -> None:
+        super().__init__(text)
+        self.why = why
+        self.offset = offset
+
+    def metadata(self) -> dict[str, str]:
+        facts = {"why": self.why} if self.why else {}
+        return facts if self.offset is None else facts | {"offset": str(self.offset)}
+
+    @classmethod
+    def from_status(cls, status: status_pb2.Status) -> Self:
+        facts = _detail(status, error_details_pb2.ErrorInfo).metadata
+        offset = facts.get("offset", "")
+        return cls(
+            status.message,
+            why=facts.get("why", ""),
+            offset=int(offset) if offset.isascii() and offset.isdigit() else None,
+        )
 
 
 class DeadlineExceeded(SidecacheError):
@@ -261,6 +302,27 @@ class SetupError(SidecacheError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "SETUP"
+
+
+class Quarantined(SidecacheError):
+    """This prompt ended one worker after the other and is refused for a time.
+
+    Not UNAVAILABLE: a client that retried it at once would end the next.
+    """
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "QUARANTINED"
+
+    def __init__(self, text: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+    def details(self) -> list[message.Message]:
+        return [_retry_info(self.retry_after_s)]
+
+    @classmethod
+    def from_status(cls, status: status_pb2.Status) -> Self:
+        return cls(status.message, retry_after_s=_retry_after_s(status))
 
 
 def to_status(error: SidecacheError) -> status_pb2.Status:

@@ -153,8 +153,10 @@ class ScriptedEngine:
         await asyncio.wait((self._loaded(),), timeout=seconds)
         self.raise_if_dead()
 
-    async def live_through(self, position: int) -> None:
+    async def live_through(self, position: int, *, is_poison: bool = False) -> None:
         """Let the ordered faults strike a stream that has this many tokens."""
+        if is_poison and position >= self._settings.poison_after_tokens:
+            self._die(f"scripted poison after {position} tokens")
         if position == self._settings.die_after_tokens:
             self._die(f"scripted death after {position} tokens")
         if position == self._settings.hang_after_tokens and self._hung_since is None:

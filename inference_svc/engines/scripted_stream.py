@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -26,7 +26,7 @@ class ScriptedHost(Protocol):
     async def sleep(self, seconds: float | None) -> None:
         """Sleep (None: for ever); raise EngineFailed when the engine dies meanwhile."""
 
-    async def live_through(self, position: int) -> None:
+    async def live_through(self, position: int, *, is_poison: bool) -> None:
         """Let the ordered faults strike a stream that has this many tokens."""
 
     def blocks_of(self, request: GenerationRequest) -> SequenceBlocks:
@@ -62,6 +62,7 @@ class ScriptedStream:
         self._paced = bool(
             settings.ttft_s or settings.tokens_per_s or settings.prefill_tokens_per_s
         )
+        self._is_poison = _holds(request.prompt_token_ids, settings.poison)
         self._with_logprobs = request.logprobs is not None
         # As for any engine: greedy decoding has nothing to seed.
         seed = request.sampling.seed if request.sampling.temperature > 0 else None
@@ -94,7 +95,7 @@ class ScriptedStream:
         count = max(0, min(self._settings.burst, self._length - first))
         if self._first_due is None:
             await self._begin()
-        await self._engine.live_through(first)
+        await self._engine.live_through(first, is_poison=self._is_poison)
         await self._keep_pace(first + count)
         # No await from here on, so a cancelled read cannot fall between.
         delta = self._next(choice, first, count)
@@ -168,3 +169,8 @@ class ScriptedStream:
         self._in_a_row += 1
         if self._in_a_row % _YIELD_EVERY == 0:
             await asyncio.sleep(0)
+
+
+def _holds(prompt: Sequence[int], text: str) -> bool:
+    """Whether a prompt of one token for each byte holds this text."""
+    return bool(text) and text.encode() in bytes(token & 0xFF for token in prompt)

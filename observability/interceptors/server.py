@@ -31,9 +31,9 @@ from observability.telemetry import Telemetry
 from observability.tracing import current_trace_id, remote_parent
 from sidecache.errors import (
     BrokenInvariant,
+    Draining,
     InvalidRequest,
     SidecacheError,
-    Unavailable,
     to_status,
 )
 
@@ -112,7 +112,7 @@ class ServerEdge(grpc.aio.ServerInterceptor):
     def refuse_new(self) -> asyncio.Event:
         """Refuse every new call from now on; the event says when the running ones are over.
 
-        A call that is refused here gets UNAVAILABLE, which says that nothing was done.
+        A call that is refused here is told so: DRAINING says that nothing was done.
         One that crosses gRPC's own goodbye may be told CANCELLED instead.
         """
         if self._idle is None:
@@ -129,7 +129,7 @@ class ServerEdge(grpc.aio.ServerInterceptor):
             return await continuation(handler_call_details)
         call = self._begin(path, handler_call_details.invocation_metadata)
         if self._idle is not None:
-            return self._wrap(_refusal(Unavailable("this server drains; ask another one")))
+            return self._wrap(_refusal(Draining("this server drains; ask another one")))
         try:
             handler = await continuation(handler_call_details)
         except Exception as error:  # noqa: BLE001 - answered as if the handler had raised it

@@ -17,11 +17,20 @@ from observability.channel import open_channel
 from observability.settings import ChannelSettings
 from router.dispatch import Dispatcher
 from router.model import ServedModel
+from router.outliers import Outliers
 from router.pool import WorkerPool
 from router.prefix import PrefixHint
+from router.recovery import Recovery
 from router.relay import Relay
 from router.routing.choice import make_policy
-from router.settings import LimitSettings, PoolSettings, RoutingSettings
+from router.settings import (
+    LimitSettings,
+    OutlierSettings,
+    PoolSettings,
+    QuarantineSettings,
+    RetrySettings,
+    RoutingSettings,
+)
 from router.tape import Tape
 from router.ticket import Ticket
 from sidecache.client import CacheControl, ChatMessage, SidecacheClient
@@ -106,7 +115,9 @@ async def relay_to(
     running = asyncio.create_task(pool.run())
     try:
         await pool.wait_for_first_contact()
-        yield Relay(pool, LimitSettings(), settings), pool, pool.model("")
+        outliers = Outliers(OutlierSettings(), clock)
+        recovery = Recovery(RetrySettings(), QuarantineSettings(), outliers, telemetry.meter, clock)
+        yield Relay(pool, LimitSettings(), settings, recovery), pool, pool.model("")
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -1,0 +1,54 @@
+"""The streams on one worker, for as long as it lives: who was there when it was lost."""
+
+from typing import Protocol
+
+
+class Aboard(Protocol):
+    """One worker's part of a stream."""
+
+    on_trial: bool
+
+    @property
+    def key(self) -> bytes:
+        """Of its prompt; see router.quarantine."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole stream so far."""
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether this worker sent any of them."""
+
+
+class Crowd:
+    """Who is on a worker. A worker that was lost gets a new one.
+
+    Attributes:
+        members: the streams.
+        trials: those among them that stand under suspicion.
+        is_lost: the worker was; whoever is told so first has judged the crowd.
+    """
+
+    __slots__ = ("is_lost", "members", "trials")
+
+    def __init__(self) -> None:
+        self.members: set[Aboard] = set()
+        self.trials = 0
+        self.is_lost = False
+
+    def join(self, stream: Aboard) -> None:
+        """The stream is on the worker from now on."""
+        self.members.add(stream)
+        self.trials += stream.on_trial
+
+    def leave(self, stream: Aboard) -> None:
+        """It is not any more."""
+        self.members.discard(stream)
+        self.trials -= stream.on_trial
+
+    def acquit(self, stream: Aboard) -> None:
+        """It is under suspicion no longer."""
+        if stream.on_trial:
+            stream.on_trial = False
+            self.trials -= 1

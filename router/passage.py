@@ -1,0 +1,100 @@
+"""One worker's part of a stream, on its way to the client."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+from router.crowd import Crowd
+from router.lease import Lease
+from router.quarantine import prompt_key
+from router.tape import Tape
+from router.ticket import Ticket
+from sidecache.errors import EngineFailed
+from sidecache.v1 import inference_pb2 as pb
+
+
+class Passage:
+    """One worker's part of a stream, on its way to the client.
+
+    Args:
+        lease: of the worker.
+        ticket: what was asked for.
+        tape: of the whole stream.
+        move: what the client is to be told with the first event; None: nothing.
+        clock: monotonic seconds.
+
+    Attributes:
+        crowd: the streams this one runs beside.
+        on_trial: its prompt stands under suspicion.
+        began_at: the clock's time at which the worker was asked.
+        first_token_s: from then to the worker's first token; None: none came yet.
+        is_answered: the first token has been counted.
+        worker_is_lost: the stream failed, and everything on its worker did.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        ticket: Ticket,
+        tape: Tape,
+        move: pb.Migrated | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.lease = lease
+        self.worker = lease.worker
+        self.ticket = ticket
+        self.tape = tape
+        self.crowd: Crowd = lease.worker.crowd
+        self.on_trial = False
+        self.began_at = clock()
+        self.first_token_s: float | None = None
+        self.is_answered = False
+        self.worker_is_lost = False
+        self._clock = clock
+        self._move = move
+        self._tokens_before = tape.tokens
+
+    @cached_property
+    def key(self) -> bytes:
+        """Of its prompt; worked out only when a worker was lost."""
+        return prompt_key(self.ticket)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole stream so far."""
+        return self.tape.tokens
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether this worker sent any of them."""
+        return self.tape.tokens > self._tokens_before
+
+    def heard_tokens(self) -> None:
+        """A delta came; said again, it changes nothing."""
+        if self.first_token_s is None:
+            self.first_token_s = self._clock() - self.began_at
+            self.lease.first_token()
+
+    def takes(self, event: pb.GenerateResponse) -> bool:
+        """Note what a message says; whether anything of it is for the client.
+
+        Raises:
+            EngineFailed: another checkpoint answers than was asked for.
+            BrokenInvariant: the worker lost, repeated or reordered tokens.
+        """
+        tape, passes = self.tape, True
+        if event.HasField("started"):
+            if event.started.model_revision != self.ticket.model.revision:
+                # It was restarted with another checkpoint since it was chosen.
+                raise EngineFailed(f"worker {event.started.worker} serves another revision")
+            if tape.started:
+                event.ClearField("started")
+                passes = bool(event.ListFields())
+            tape.started = True
+        if event.HasField("delta"):
+            tape.take(event.delta)
+        if event.HasField("finished"):
+            tape.finish(event.finished)
+        if passes and self._move is not None:
+            event.migrated.CopyFrom(self._move)
+            self._move = None
+        return passes
