@@ -128,6 +128,15 @@ class PoolSettings(SettingsPart):
     """Longest wait."""
     leave_grace_s: Seconds = 600.0
     """Longest time a worker's streams go on after its target stopped naming it."""
+    flap_losses: Annotated[float, Field(ge=1)] = 3.0
+    """A worker lost more often than that of late waits before it is used again, unless it
+    is the only one."""
+    flap_half_life_s: PositiveSeconds = 10.0
+    """After this long a loss counts half."""
+    flap_hold_s: PositiveSeconds = 1.0
+    """The first such wait; each further loss doubles it."""
+    max_flap_hold_s: PositiveSeconds = 60.0
+    """Longest one."""
     max_workers: Annotated[int, Field(ge=1)] = 1024
     """Workers of all targets together."""
 
