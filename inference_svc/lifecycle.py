@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from inference_svc.coalesce import Coalescer
-from sidecache.errors import SidecacheError, Unavailable
+from sidecache.errors import Draining, SidecacheError
 
 
 class Lifecycle:
@@ -51,19 +51,19 @@ class Lifecycle:
         """Admit nothing more and wait for the running streams.
 
         Args:
-            grace_s: after this many seconds what still runs is ended as Unavailable.
+            grace_s: after this many seconds what still runs is ended as Draining.
 
         Returns:
             How many streams were cut off.
         """
         self.draining = True
-        self.close(Unavailable("this worker drains; ask another one"))
+        self.close(Draining("this worker drains; ask another one"))
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
         except TimeoutError:
             left = list(self._streams)
             for stream in left:
-                stream.fail(Unavailable("this worker drains and the grace period is over"))
+                stream.fail(Draining("this worker drains and the grace period is over"))
             return len(left)
         return 0

@@ -5,6 +5,7 @@ above a threshold the wait doubles with each further loss. A worker that is rest
 and then never waits.
 """
 
+import math
 from collections.abc import Callable
 
 from router.settings import PoolSettings
@@ -21,7 +22,7 @@ class Damping:
     def __init__(self, settings: PoolSettings, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
-        self._penalty = 0.0
+        self._penalty: float = 0.0
         self._at = clock()
 
     def lost(self) -> None:
@@ -40,4 +41,4 @@ class Damping:
 
     def _faded(self) -> float:
         age_s = self._clock() - self._at
-        return self._penalty * float(0.5 ** (age_s / self._settings.flap_half_life_s))
+        return self._penalty * math.exp2(-age_s / self._settings.flap_half_life_s)

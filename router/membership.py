@@ -95,6 +95,7 @@ class Membership:
         interval_s = settings.file_interval_s if is_file else settings.resolve_interval_s
         while True:
             try:
+                seen_now: frozenset[str] | None
                 seen_now, trouble = await resolve(target), ""
             except (OSError, SetupError) as error:
                 # What was last known stays: a slip of an editor must not empty the fleet.

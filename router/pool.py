@@ -153,6 +153,17 @@ class WorkerPool:
         """Whether it can matter to a prompt which worker holds how much of it."""
         return self._goes_by_prefix and len(self._roster.ready(model)) > 1
 
+    def serves(self, name: str, adapter: str = "") -> bool:
+        """Whether a ready worker serves the model of that name, with that adapter if any."""
+        model = self._roster.models.get(name)
+        if model is None or (adapter and adapter not in model.adapters):
+            return False
+        return bool(self._roster.ready(model))
+
+    def count_ready(self, names: Collection[str]) -> int:
+        """Ready workers of these models together."""
+        return sum(ready for model, ready in self.models() if model.name in names)
+
     def ready_workers(self, model: ServedModel) -> list[Worker]:
         """Those that may get a stream of the model now."""
         return list(self._roster.ready(model))

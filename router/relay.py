@@ -49,8 +49,8 @@ class Relay:
 
     def __init__(self, pool: WorkerPool, limits: LimitSettings, routing: RoutingSettings) -> None:
         self._pool = pool
-        self._limits = limits
-        self._routing = routing
+        self.limits = limits
+        self.routing = routing
 
     async def stream(
         self,
@@ -79,7 +79,7 @@ class Relay:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + ticket.timeout_s
         prompt = RoutedPrompt(ticket, hint)
-        attempts = Attempts(self._pool, self._limits, ticket, tape)
+        attempts = Attempts(self._pool, self.limits, ticket, tape)
         while True:
             with attempts.lease(None if to_idlest else prompt) as lease:
                 try:
@@ -102,7 +102,7 @@ class Relay:
         timeout_s: float,
     ) -> None:
         """Pass on one worker's events until its stream has ended well."""
-        limits, worker = self._limits, passage.worker
+        limits, worker = self.limits, passage.worker
         between_tokens_s = limits.worker_silence_s if attempts.why_not else limits.token_silence_s
         call = worker.inference.Generate(
             request,
@@ -139,7 +139,7 @@ class Relay:
     ) -> pb.GenerateRequest:
         """The request, with the prompt's token ids where the worker would make the same."""
         request = ticket.request
-        if hint is None or not self._routing.forward_token_ids:
+        if hint is None or not self.routing.forward_token_ids:
             return request
         if not fits(hint, worker, request):
             return request

@@ -13,7 +13,7 @@ import grpc
 
 from observability.channel import open_channel
 from observability.listening import is_local
-from observability.metrics import DroppedStoreMetrics
+from observability.metrics import DroppedStoreMetrics, SplitMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from router.account import Accounts
@@ -33,11 +33,13 @@ from router.routing.choice import make_policy
 from router.routing.cost import Weights
 from router.service import InferenceServicer
 from router.settings import RouterSettings, RoutingSettings
+from router.splits.shadow import Shadows
+from router.splits.splits import Splits
 from router.tenant_salt import TenantSalt
 from router.warmer import Warmer
 from router.watched_keys import WatchedKeys
 from router.worker_announcer import WorkerAnnouncer
-from sidecache.errors import SetupError
+from sidecache.errors import SetupError, StreamInterrupted
 from sidecache.v1 import admin_pb2_grpc, inference_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,9 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         clock,
         settings.default_model,
     )
-    door = Door(keys or Insecure(), pool, settings.limits, clock, TenantSalt(settings.routing))
+    splits = Splits(settings.splits, pool, SplitMetrics(telemetry.meter), clock)
+    salt = TenantSalt(settings.routing)
+    door = Door(keys or Insecure(), pool, settings.limits, clock, salt, splits)
     async with AsyncExitStack() as stack:
         cache, desk = await stack.enter_async_context(_cache(settings, telemetry, pool))
         for part in (pool, cache, keys):
@@ -74,6 +78,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         relay = Relay(pool, settings.limits, settings.routing)
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
+        shadows = Shadows(splits, relay, pool, settings.limits, clock)
         flights = Flights(settings.flights, max_answer_bytes, settings.limits.reader_stall_s)
         inference = InferenceServicer(
             door,
@@ -82,23 +87,33 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             desk,
             relay,
             pool,
-            Accounts(telemetry, clock),
+            Accounts(telemetry, clock, splits),
             settings.limits,
             max_answer_bytes,
             clock,
             auditor,
             flights,
+            splits,
+            shadows,
         )
-        admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock))
+        admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock), splits)
 
         def register(server: grpc.aio.Server) -> None:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
 
         async with (
-            open_server(settings.server, telemetry, register, services=SERVICES) as server,
+            open_server(
+                settings.server,
+                telemetry,
+                register,
+                services=SERVICES,
+                # To a client UNAVAILABLE would say that it has got nothing yet.
+                cut_off=StreamInterrupted,
+            ) as server,
             # Cancelled before the drain begins: an audit never keeps a router from ending.
             _in_background(auditor.run(), "Auditor"),
+            _in_background(shadows.run(), "Shadows"),
         ):
             yield server
         flights.close()

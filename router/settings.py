@@ -16,6 +16,7 @@ from observability.settings import (
 )
 from router.routing.choice import DEFAULT_POLICY, PolicyName
 from router.routing.cost import Weights
+from router.splits.settings import SplitSettings, check_splits
 
 _WEIGHTS = Weights()
 
@@ -217,10 +218,17 @@ class RouterSettings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     pool: PoolSettings = PoolSettings()
     routing: RoutingSettings = RoutingSettings()
+    splits: Annotated[list[SplitSettings], Field(max_length=64)] = []
+    """Public model names that stand for weighted variants."""
 
     @model_validator(mode="after")
     def _one_way_in(self) -> "RouterSettings":
         if self.insecure == (self.keys_file is not None):
             msg = "set either keys_file or insecure=true, and not both"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _no_loops(self) -> "RouterSettings":
+        check_splits(self.splits)
         return self

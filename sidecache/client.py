@@ -21,7 +21,7 @@ event loop it was opened in.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar, Unpack
 
@@ -330,6 +330,31 @@ class SidecacheClient:
             InvalidRequest: more workers than are ready, or a prompt that is refused.
         """
         return await self._call(self._open.admin.WarmPrefix, request, timeout_s)
+
+    async def splits(self, *, timeout_s: float = UNARY_TIMEOUT_S) -> list[admin_pb2.Split]:
+        """The router's splits, with each variant's figures; needs a key with admin rights."""
+        stub = self._open.admin.ListSplits
+        return list((await self._call(stub, admin_pb2.ListSplitsRequest(), timeout_s)).splits)
+
+    async def set_split_weights(
+        self, model: str, weights: Mapping[str, float], *, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> admin_pb2.Split:
+        """Change the weights of some variants of a split; needs a key with admin rights.
+
+        Raises:
+            NotFound: there is no such split.
+            InvalidRequest: no such variant, or a weight that cannot be.
+        """
+        stub = self._open.admin.SetSplitWeights
+        request = admin_pb2.SetSplitWeightsRequest(model=model, weights=weights)
+        return (await self._call(stub, request, timeout_s)).split
+
+    async def reset_split(
+        self, model: str, *, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> admin_pb2.Split:
+        """Take a split's configured weights again, and forget a rollback; needs admin rights."""
+        stub = self._open.admin.ResetSplit
+        return (await self._call(stub, admin_pb2.ResetSplitRequest(model=model), timeout_s)).split
 
     @property
     def _open(self) -> "_Stubs":

@@ -14,6 +14,7 @@
     │   └── QuotaExceeded                         + QuotaFailure
     ├── Unavailable           UNAVAILABLE                        retry this call
     │   ├── NoHealthyWorker
+    │   ├── Draining                                             ask another server
     │   └── EngineFailed
     ├── StreamInterrupted     ABORTED                            restart the generation
     ├── DeadlineExceeded      DEADLINE_EXCEEDED                  allow more time
@@ -213,6 +214,12 @@ class NoHealthyWorker(Unavailable):
     """No worker that could serve this request is ready."""
 
     reason = "NO_HEALTHY_WORKER"
+
+
+class Draining(Unavailable):
+    """This server is about to end and takes nothing more; another one may serve the request."""
+
+    reason = "DRAINING"
 
 
 class EngineFailed(Unavailable):
