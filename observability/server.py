@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,7 +26,10 @@ class RunningServer:
 
     Attributes:
         address: what a client on this host can dial, with the real port.
+        reconfigure: takes new settings while it runs; None: it cannot.
     """
+
+    reconfigure: Callable[[Any], None] | None = None
 
     def __init__(
         self,

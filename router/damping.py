@@ -41,4 +41,5 @@ class Damping:
 
     def _faded(self) -> float:
         age_s = self._clock() - self._at
-        return self._penalty * math.exp2(-age_s / self._settings.flap_half_life_s)
+        faded: float = self._penalty * math.exp2(-age_s / self._settings.flap_half_life_s)
+        return faded

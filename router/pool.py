@@ -73,6 +73,7 @@ class WorkerPool:
         """
         self._membership.follow(targets)
         self._goes_by_prefix = routing.policy in GO_BY_PREFIX
+        self._load_watch.settings = routing
         self._default_model = default_model
 
     @property

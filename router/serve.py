@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -28,11 +27,11 @@ from router.door import Door
 from router.flights import Flights
 from router.model import ServedModel
 from router.pool import WorkerPool
+from router.reconfigure import Reconfigurer
 from router.relay import Relay
-from router.routing.choice import make_policy
-from router.routing.cost import Weights
+from router.routing.configured import make_configured
 from router.service import InferenceServicer
-from router.settings import RouterSettings, RoutingSettings
+from router.settings import RouterSettings
 from router.splits.shadow import Shadows
 from router.splits.splits import Splits
 from router.tenant_salt import TenantSalt
@@ -56,11 +55,12 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
     """
     clock = time.monotonic
     keys = _credentials(settings)
+    dispatcher = Dispatcher(make_configured(settings.routing), settings.routing, clock)
     pool = WorkerPool(
         settings.workers,
         settings.pool,
         settings.routing,
-        _dispatcher(settings.routing, clock),
+        dispatcher,
         lambda address: open_channel(address, telemetry, settings.channels),
         clock,
         settings.default_model,
@@ -75,6 +75,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
                 name = type(part).__name__
                 await stack.enter_async_context(_in_background(part.run(), name))
         await pool.wait_for_first_contact()
+        admission = Admission(settings.admission, clock)
         relay = Relay(pool, settings.limits, settings.routing)
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
@@ -82,7 +83,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         flights = Flights(settings.flights, max_answer_bytes, settings.limits.reader_stall_s)
         inference = InferenceServicer(
             door,
-            Admission(settings.admission, clock),
+            admission,
             cache,
             desk,
             relay,
@@ -115,6 +116,20 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             _in_background(auditor.run(), "Auditor"),
             _in_background(shadows.run(), "Shadows"),
         ):
+            server.reconfigure = Reconfigurer(
+                settings,
+                keys=keys,
+                pool=pool,
+                dispatcher=dispatcher,
+                door=door,
+                admission=admission,
+                relay=relay,
+                flights=flights,
+                auditor=auditor,
+                splits=splits,
+                shadows=shadows,
+                inference=inference,
+            ).apply
             yield server
         flights.close()
         if isinstance(cache, CacheClient):
@@ -122,13 +137,6 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.lookup.store_timeout_s):
                     await cache.flush()
-
-
-def _dispatcher(settings: RoutingSettings, clock: Callable[[], float]) -> Dispatcher:
-    """Routers draw differently, or power of two choices would not spread them."""
-    weights = Weights(**settings.weights.model_dump())
-    policy = make_policy(settings.policy, weights, seed=secrets.randbits(64))
-    return Dispatcher(policy, settings, clock)
 
 
 @asynccontextmanager

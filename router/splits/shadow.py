@@ -53,7 +53,7 @@ class Shadows:
         self._splits = splits
         self._relay = relay
         self._pool = pool
-        self._limits = limits
+        self.limits = limits
         self._clock = clock
         self._draw = draw
         self._tasks: asyncio.TaskGroup | None = None
@@ -118,7 +118,7 @@ class Shadows:
         request.priority = min(request.priority, shadow.priority)
         salt, request.cache_salt = request.cache_salt, ""
         request.max_tokens = min(request.max_tokens, model.context_length)
-        validate(request, model, self._limits)
+        validate(request, model, self.limits)
         request.cache_salt = salt
         return replace(
             ticket,

@@ -248,13 +248,13 @@ async def test_a_hanging_shadow_delays_nobody(tmp_path: Path) -> None:
 def test_a_split_that_cannot_be_is_refused_at_start(settings: dict[str, Any], why: str) -> None:
     """Zero, negative and unknown weights, loops and doubles are named, and nothing starts."""
     with pytest.raises(ValueError, match=why):
-        RouterSettings(insecure=True, splits=[split(**settings)])
+        RouterSettings.model_validate({"insecure": True, "splits": [split(**settings)]})
 
 
 def test_two_splits_of_one_name_are_refused() -> None:
     """Nobody could say which of the two is meant."""
     with pytest.raises(ValueError, match="named twice"):
-        RouterSettings(insecure=True, splits=[split(), split()])
+        RouterSettings.model_validate({"insecure": True, "splits": [split(), split()]})
 
 
 async def test_what_an_operator_may_not_say(tmp_path: Path) -> None:
