@@ -30,6 +30,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry import trace
 
 from sidecache.errors import InvalidRequest, from_rpc_error
+from sidecache.failover import FailOverChannel
 from sidecache.generate_request import GenerateOptions, Prompt, build_request, chat_messages
 from sidecache.generation import (
     Choice,
@@ -79,7 +80,8 @@ class SidecacheClient:
     """A connection to a router (or to a worker: both serve the same service).
 
     Args:
-        address: ``host:port``, ``[v6]:port`` or ``unix:/path``.
+        address: ``host:port``, ``[v6]:port`` or ``unix:/path``; or several routers: a call that
+            one does not take goes to the next, before its first event.
         api_key: sent as ``authorization: Bearer …`` with every call.
         tls: None chooses: plaintext to this machine, TLS to any other. True is
             TLS with gRPC's own authorities, False is plaintext.
@@ -97,7 +99,7 @@ class SidecacheClient:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         api_key: str | None = None,
         tls: ClientTls | bool | None = None,
@@ -105,7 +107,10 @@ class SidecacheClient:
         tracer_provider: trace.TracerProvider | None = None,
         timeout_s: float = GENERATE_TIMEOUT_S,
     ) -> None:
-        self.address = address
+        self.addresses = (address,) if isinstance(address, str) else tuple(address)
+        if not self.addresses:
+            raise InvalidRequest("empty; give at least one router's", field="address")
+        self.address = self.addresses[0]
         self._metadata = _credentials(api_key)
         self._tls = tls
         self._allow_plaintext = allow_plaintext
@@ -118,12 +123,16 @@ class SidecacheClient:
     async def __aenter__(self) -> Self:
         if self._channel is not None:
             raise RuntimeError("this client is open already; open another one")
-        channel = open_channel(
-            self.address,
-            tls=self._tls,
-            has_api_key=bool(self._metadata),
-            allow_plaintext=self._allow_plaintext,
-        )
+        channels = [
+            open_channel(
+                address,
+                tls=self._tls,
+                has_api_key=bool(self._metadata),
+                allow_plaintext=self._allow_plaintext,
+            )
+            for address in self.addresses
+        ]
+        channel = channels[0] if len(channels) == 1 else FailOverChannel(channels)
         self._channel = channel
         self._stubs = _Stubs(
             inference_pb2_grpc.InferenceServiceStub(channel),
