@@ -46,11 +46,9 @@ def load(settings_class: type[S], program: str, arguments: Sequence[str]) -> S:
         BadConfiguration: a value is bad, a name is unknown, or the file cannot be read.
         SystemExit: after --help.
     """
-    parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, metavar="FILE.toml")
-    chosen, flags = parser.parse_known_args(arguments)
+    file, flags = split_file(arguments)
     _refuse_unknown_variables(settings_class, os.environ)
-    from_file = _with_file(settings_class, _read(chosen.config) if chosen.config else {})
+    from_file = _with_file(settings_class, _read(file) if file else {})
     try:
         return from_file(
             _cli_parse_args=flags,
@@ -65,6 +63,14 @@ def load(settings_class: type[S], program: str, arguments: Sequence[str]) -> S:
         ) from error
     except SettingsError as error:
         raise BadConfiguration([" ".join(str(error).split())]) from error
+
+
+def split_file(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The --config file, if one is named, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="FILE.toml")
+    chosen, flags = parser.parse_known_args(arguments)
+    return chosen.config, flags
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class GenerationMetrics:
         input_tokens: int,
         output_tokens: int,
         error_type: str | None = None,
+        variant: str = "",
     ) -> None:
         """Record one generation that ended, well or not.
 
@@ -68,8 +69,11 @@ class GenerationMetrics:
             input_tokens: tokens of the prompt.
             output_tokens: tokens sent to the caller.
             error_type: a status code's name when the generation failed.
+            variant: what a split made of the model; empty: it is no split.
         """
         attributes = {names.GEN_AI_REQUEST_MODEL: model, names.SOURCE: source}
+        if variant:
+            attributes[names.VARIANT] = variant
         if error_type is not None:
             attributes[names.ERROR_TYPE] = error_type
         self._duration.record(duration_s, attributes)
@@ -258,6 +262,42 @@ class RecoveryMetrics:
     def retried(self, outcome: Literal["made", "refused"]) -> None:
         """Record one request whose first token had not come."""
         self._retries.add(1, {names.RETRY_OUTCOME: outcome})
+
+
+class SplitMetrics:
+    """Requests of splits, by variant and outcome; for the router."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._requests = meter.create_counter(
+            names.SPLIT_REQUESTS, unit="{request}", description="Requests of splits that ended"
+        )
+        self._rollbacks = meter.create_counter(
+            names.SPLIT_ROLLBACKS, unit="{rollback}", description="Canaries that lost their share"
+        )
+
+    def watch(self, shares: Callable[[], Mapping[tuple[str, str], float]]) -> None:
+        """Show the shares in force, by split and variant."""
+
+        def observe(_options: CallbackOptions) -> Iterable[Observation]:
+            return [
+                Observation(share, {names.SPLIT: split, names.VARIANT: variant})
+                for (split, variant), share in shares().items()
+            ]
+
+        self._meter.create_observable_gauge(
+            names.SPLIT_SHARE, [observe], unit="1", description="Share of a split's requests"
+        )
+
+    def ended(self, split: str, variant: str, outcome: str) -> None:
+        """Record one request."""
+        self._requests.add(
+            1, {names.SPLIT: split, names.VARIANT: variant, names.SPLIT_OUTCOME: outcome}
+        )
+
+    def rolled_back(self, split: str, variant: str) -> None:
+        """Record one rollback."""
+        self._rollbacks.add(1, {names.SPLIT: split, names.VARIANT: variant})
 
 
 class QueueMetrics:

@@ -13,8 +13,9 @@ from typing import Final, Protocol, TypeVar, cast
 import uvloop
 from pydantic_settings import BaseSettings
 
-from observability.configuration import BadConfiguration, load
+from observability.configuration import BadConfiguration, load, split_file
 from observability.logs import configure_logging, log_unhandled
+from observability.reload import Reloading
 from observability.server import RunningServer
 from observability.settings import ServerSettings, TelemetrySettings
 from observability.telemetry import Telemetry
@@ -56,6 +57,11 @@ def run(
         0 after a drain, 1 after a crash, 2 for a bad setting, 3 when it cannot
         start (each with one line on stderr).
     """
+    reloading = Reloading(
+        # Flags and environment cannot change any more; the file can.
+        lambda: load(settings_class, service, sys.argv[1:]),
+        split_file(sys.argv[1:])[0],
+    )
     try:
         settings = load(settings_class, service, sys.argv[1:])
     except BadConfiguration as error:
@@ -66,7 +72,8 @@ def run(
     configure_logging(service, common.telemetry)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_Process(service, common).run(lambda telemetry: serve(settings, telemetry)))
+            process = _Process(service, common, reloading)
+            runner.run(process.run(lambda telemetry: serve(settings, telemetry)))
     except BaseException as error:
         setup = _setup_error(error)
         if setup is not None:
@@ -82,9 +89,10 @@ def run(
 class _Process:
     """From the first line of `serve` to the last span of telemetry."""
 
-    def __init__(self, service: str, settings: ServiceSettings) -> None:
+    def __init__(self, service: str, settings: ServiceSettings, reloading: Reloading) -> None:
         self._service = service
         self._settings = settings
+        self._reloading = reloading
         self._stop = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
 
@@ -95,6 +103,8 @@ class _Process:
         loop.set_exception_handler(log_unhandled)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        # Without a handler a SIGHUP would end the process.
+        loop.add_signal_handler(signal.SIGHUP, self._reloading.reload)
         telemetry = Telemetry.start(self._service, self._settings.telemetry)
         try:
             logger.debug("starting")
@@ -109,7 +119,10 @@ class _Process:
             self._starting = None
             with _ready_file(settings.ready_file, running.address):
                 logger.info("serving on %s", running.address)
+                self._reloading.apply = running.reconfigure
+                watch = asyncio.create_task(self._reloading.watch(), name="reload")
                 await self._stop.wait()
+                watch.cancel()
                 logger.info("draining for at most %.1f s", settings.drain_grace_s)
                 await running.drain(settings.drain_grace_s, settings.drain_linger_s)
         logger.info("stopped")

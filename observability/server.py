@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,6 +14,7 @@ from observability.interceptors import ServerEdge
 from observability.listening import bind, is_local
 from observability.settings import ServerSettings
 from observability.telemetry import Telemetry
+from sidecache.errors import Draining, SidecacheError
 
 # For the refusals on their way when the last call has ended.
 _LAST_WORDS_S = 1.0
@@ -24,7 +26,10 @@ class RunningServer:
 
     Attributes:
         address: what a client on this host can dial, with the real port.
+        reconfigure: takes new settings while it runs; None: it cannot.
     """
+
+    reconfigure: Callable[[Any], None] | None = None
 
     def __init__(
         self,
@@ -48,7 +53,8 @@ class RunningServer:
         """Report NOT_SERVING, refuse new calls, let running ones finish.
 
         Args:
-            grace_s: after this many seconds what still runs is cancelled.
+            grace_s: after this many seconds what still runs is ended, with a status that
+                says why.
             linger_s: new calls are refused one by one for at least this long, so that
                 callers who follow the health find another server before this one is gone.
         """
@@ -61,8 +67,13 @@ class RunningServer:
             async with asyncio.timeout_at(until):
                 await asyncio.sleep(min(linger_s, grace_s))
                 await idle.wait()
-        left_s = until - asyncio.get_running_loop().time()
-        await self._server.stop(min(max(left_s, 0.0), _LAST_WORDS_S))
+        # With no grace at all nobody is told: who closes like that wants it closed.
+        if grace_s and not idle.is_set():
+            self._edge.end_running()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await idle.wait()
+        await self._server.stop(_LAST_WORDS_S if grace_s else 0.0)
 
 
 @asynccontextmanager
@@ -75,6 +86,7 @@ async def open_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     options: Sequence[tuple[str, int | str]] = (),
     end_streams: Callable[[], None] | None = None,
+    cut_off: type[SidecacheError] = Draining,
 ) -> AsyncIterator[RunningServer]:
     """Serve until the block is left; SERVING from its first line.
 
@@ -87,12 +99,13 @@ async def open_server(
         options: channel arguments after (so over) our own.
         end_streams: ends the streams that have no end of their own; called when a
             drain begins, which would else wait for them.
+        cut_off: what calls end with that a drain does not wait for any longer.
 
     Raises:
         SetupError: the address cannot be listened on, or a TLS file cannot be read.
     """
     health = Health(services)
-    edge = ServerEdge(telemetry, services)
+    edge = ServerEdge(telemetry, services, cut_off)
     server = grpc.aio.server(
         interceptors=(edge, *interceptors),
         options=(*_options(settings), *options),

@@ -11,6 +11,7 @@ from observability import names
 from observability.metrics import CacheOutcome, GenerationMetrics, LookupMetrics, Source
 from observability.telemetry import Telemetry
 from router.cache_client import Hit, Miss
+from router.splits.splits import Splits
 from router.tape import Tape
 from router.ticket import Ticket
 from sidecache.errors import BrokenInvariant, Cancelled, SidecacheError
@@ -36,7 +37,8 @@ _NOT_LOOKED_UP = frozenset(("not_asked", "off"))
 class Accounts:
     """Opens an account for each request; holds the instruments they share."""
 
-    def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
+    def __init__(self, telemetry: Telemetry, clock: Callable[[], float], splits: Splits) -> None:
+        self.splits = splits
         self.generations = GenerationMetrics(telemetry.meter)
         self.lookups = LookupMetrics(telemetry.meter)
         self.clock = clock
@@ -115,10 +117,21 @@ class Account:
                     self._cached_tokens = finished.usage.cached_prompt_tokens
         opened_at = self._ticket.opened_at
         first_token_s = None if self._first_token_at is None else self._first_token_at - opened_at
+        duration_s = self._accounts.clock() - opened_at
+        if self._ticket.split:
+            self._accounts.splits.ended(
+                self._ticket,
+                error,
+                from_engine=self._source == "engine",
+                first_token_s=first_token_s,
+                duration_s=duration_s,
+                output_tokens=self._output_tokens,
+            )
         self._accounts.generations.finished(
-            model=self._ticket.model.name,
+            model=self._ticket.split or self._ticket.model.name,
+            variant=self._ticket.variant,
             source=self._source,
-            duration_s=self._accounts.clock() - opened_at,
+            duration_s=duration_s,
             first_token_s=first_token_s,
             input_tokens=self._prompt_tokens,
             output_tokens=self._output_tokens,
@@ -155,7 +168,7 @@ def _request_attributes(ticket: Ticket) -> dict[str, str | int | float | bool]:
         names.GEN_AI_OPERATION_NAME: (
             names.OPERATION_CHAT if is_chat else names.OPERATION_TEXT_COMPLETION
         ),
-        names.GEN_AI_REQUEST_MODEL: ticket.model.name,
+        names.GEN_AI_REQUEST_MODEL: ticket.split or ticket.model.name,
         names.GEN_AI_REQUEST_STREAM: True,
         names.GEN_AI_REQUEST_MAX_TOKENS: request.max_tokens,
         names.GEN_AI_REQUEST_TEMPERATURE: sampling.temperature,
@@ -164,6 +177,9 @@ def _request_attributes(ticket: Ticket) -> dict[str, str | int | float | bool]:
         names.REQUEST_ID: ticket.request_id,
         names.TENANT: ticket.tenant,
     }
+    if ticket.split:
+        attributes[names.SPLIT] = ticket.split
+        attributes[names.VARIANT] = ticket.variant
     if sampling.HasField("top_p"):
         attributes[names.GEN_AI_REQUEST_TOP_P] = sampling.top_p
     if sampling.HasField("seed"):

@@ -14,6 +14,7 @@ from router.cache_control import why_not_looked_up, why_not_stored
 from router.cache_desk import CacheDesk
 from router.door import Door
 from router.pool import WorkerPool
+from router.splits.splits import Splits
 from router.warmer import Warmer, as_prefill
 from router.worker import State, Worker
 from sidecache.errors import InvalidRequest
@@ -39,7 +40,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         desk: CacheDesk,
         clock: Callable[[], float],
         warmer: Warmer,
+        splits: Splits,
     ) -> None:
+        self._splits = splits
         self._warmer = warmer
         self._door = door
         self._pool = pool
@@ -115,6 +118,31 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         ticket = self._door.open_for(tenant, as_prefill(request.request), context)
         warmed = await self._warmer.warm(ticket, request.workers)
         return admin_pb2.WarmPrefixResponse(tenant=tenant, workers=warmed)
+
+    async def ListSplits(
+        self, request: admin_pb2.ListSplitsRequest, context: Context
+    ) -> admin_pb2.ListSplitsResponse:
+        self._door.identify(context).require_admin()
+        described = [self._splits.describe(split) for split in self._splits.all]
+        return admin_pb2.ListSplitsResponse(splits=described)
+
+    async def SetSplitWeights(
+        self, request: admin_pb2.SetSplitWeightsRequest, context: Context
+    ) -> admin_pb2.SetSplitWeightsResponse:
+        self._door.identify(context).require_admin()
+        split = self._splits.get(request.model)
+        if not request.weights:
+            raise InvalidRequest("empty; give a variant its weight", field="weights")
+        split.set_weights(request.weights)
+        return admin_pb2.SetSplitWeightsResponse(split=self._splits.describe(split))
+
+    async def ResetSplit(
+        self, request: admin_pb2.ResetSplitRequest, context: Context
+    ) -> admin_pb2.ResetSplitResponse:
+        self._door.identify(context).require_admin()
+        split = self._splits.get(request.model)
+        split.reset()
+        return admin_pb2.ResetSplitResponse(split=self._splits.describe(split))
 
     def _describe(self, worker: Worker) -> admin_pb2.WorkerStatus:
         age = duration_pb2.Duration()

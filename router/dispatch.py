@@ -35,6 +35,11 @@ class Dispatcher:
         self._bytes_per_token: dict[str, float] = {}
         self._leases_given = 0
 
+    def reconfigure(self, settings: RoutingSettings, policy: RoutingPolicy) -> None:
+        """Choose by these settings from now on; what was learned stays."""
+        self._settings = settings
+        self._policy = policy
+
     def lease(self, workers: Sequence[Worker], prompt: RoutedPrompt | None) -> Lease:
         """Choose among workers of one model, of which there is at least one.
 

@@ -11,6 +11,7 @@ from router.cache_control import why_not_looked_up, why_not_stored
 from router.model import ServedModel
 from router.pool import WorkerPool
 from router.settings import LimitSettings
+from router.splits.splits import Chosen, Splits
 from router.tenant_salt import TenantSalt
 from router.ticket import Ticket
 from router.validation import check_tokenizable, validate
@@ -28,11 +29,13 @@ class Door:
         limits: LimitSettings,
         clock: Callable[[], float],
         salt: TenantSalt,
+        splits: Splits,
     ) -> None:
         self._salt = salt
+        self._splits = splits
         self.authenticator = authenticator
         self._pool = pool
-        self._limits = limits
+        self.limits = limits
         self._clock = clock
         # A request id names its router, so that the stream can be found again.
         self._instance = secrets.token_hex(4)
@@ -65,24 +68,26 @@ class Door:
         The tenant is one that :meth:`identify` gave, or that an admin named.
         """
         opened_at = self._clock()
+        # Before the key is made: it holds the variant, and no other's answer is found by it.
+        chosen = self._splits.resolve(request, tenant)
         model = self._pool.model(request.model)
         request.model = model.name
         if not request.HasField("max_tokens"):
-            request.max_tokens = min(self._limits.default_max_tokens, model.context_length)
+            request.max_tokens = min(self.limits.default_max_tokens, model.context_length)
         if not request.HasField("n"):
             request.n = 1
-        validate(request, model, self._limits)
+        validate(request, model, self.limits)
         request.cache_salt = self._salt.of(tenant)
-        return self._write_ticket(request, context, tenant, model, opened_at)
+        return self._write_ticket(request, context, tenant, model, opened_at, chosen)
 
     def open_tokenize(
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> ServedModel:
         """Let a Tokenize call in; raises as :meth:`open` does."""
         self.identify(context)
-        model = self._pool.model(request.model)
+        model = self._pool.model(self._splits.served_name(request.model))
         request.model = model.name
-        check_tokenizable(request, self._limits)
+        check_tokenizable(request, self.limits)
         return model
 
     def _write_ticket(
@@ -92,6 +97,7 @@ class Door:
         tenant: str,
         model: ServedModel,
         opened_at: float,
+        chosen: Chosen | None,
     ) -> Ticket:
         may_look_up = not why_not_looked_up(request)
         may_store = not why_not_stored(request)
@@ -99,7 +105,7 @@ class Door:
         if may_look_up or may_store:
             key = request_key(request, tenant=tenant, model=model.name, revision=model.revision)
         remaining_s = context.time_remaining()
-        limit_s = self._limits.max_request_s
+        limit_s = self.limits.max_request_s
         return Ticket(
             request_id=f"{self._instance}-{secrets.token_hex(8)}",
             tenant=tenant,
@@ -111,10 +117,12 @@ class Door:
             timeout_s=limit_s if remaining_s is None else min(remaining_s, limit_s),
             opened_at=opened_at,
             attach_window_s=self._attach_window_s(request),
+            split=chosen.split if chosen else "",
+            variant=chosen.variant if chosen else "",
         )
 
     def _attach_window_s(self, request: pb.GenerateRequest) -> float:
         if not request.HasField("attach_window"):
             return 0.0
         asked_s = request.attach_window.ToNanoseconds() / 1e9
-        return min(asked_s, self._limits.max_attach_window_s)
+        return min(asked_s, self.limits.max_attach_window_s)

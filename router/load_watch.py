@@ -22,7 +22,7 @@ class LoadWatch:
 
     def __init__(self, workers: Callable[[], Sequence[Worker]], settings: RoutingSettings) -> None:
         self._workers = workers
-        self._settings = settings
+        self.settings = settings
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def run(self) -> None:
@@ -30,7 +30,7 @@ class LoadWatch:
         while True:
             # Routers that started together must not ask together for ever.
             jitter = random.uniform(0.8, 1.2)  # noqa: S311 - no secret
-            await asyncio.sleep(self._settings.load_interval_s * jitter)
+            await asyncio.sleep(self.settings.load_interval_s * jitter)
             await asyncio.gather(*(self.ask(worker) for worker in self._workers()))
 
     async def ask(self, worker: Worker) -> None:
@@ -39,10 +39,10 @@ class LoadWatch:
         async with self._slots:
             try:
                 report = await worker.facts.GetLoad(
-                    worker_pb2.GetLoadRequest(), timeout=self._settings.load_timeout_s
+                    worker_pb2.GetLoadRequest(), timeout=self.settings.load_timeout_s
                 )
             except grpc.aio.AioRpcError:
                 report = None
         if report is not None and report.epoch != worker.epoch:
             report = None
-        worker.load.hear(report, worker.leases, self._settings.max_foreign_tokens)
+        worker.load.hear(report, worker.leases, self.settings.max_foreign_tokens)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -13,7 +12,7 @@ import grpc
 
 from observability.channel import open_channel
 from observability.listening import is_local
-from observability.metrics import DroppedStoreMetrics
+from observability.metrics import DroppedStoreMetrics, SplitMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from router.account import Accounts
@@ -29,17 +28,19 @@ from router.flights import Flights
 from router.model import ServedModel
 from router.outliers import Outliers
 from router.pool import WorkerPool
+from router.reconfigure import Reconfigurer
 from router.recovery import Recovery
 from router.relay import Relay
-from router.routing.choice import make_policy
-from router.routing.cost import Weights
+from router.routing.configured import make_configured
 from router.service import InferenceServicer
-from router.settings import RouterSettings, RoutingSettings
+from router.settings import RouterSettings
+from router.splits.shadow import Shadows
+from router.splits.splits import Splits
 from router.tenant_salt import TenantSalt
 from router.warmer import Warmer
 from router.watched_keys import WatchedKeys
 from router.worker_announcer import WorkerAnnouncer
-from sidecache.errors import SetupError
+from sidecache.errors import SetupError, StreamInterrupted
 from sidecache.v1 import admin_pb2_grpc, inference_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -57,18 +58,21 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
     clock = time.monotonic
     keys = _credentials(settings)
     outliers = Outliers(settings.outliers, clock)
+    dispatcher = Dispatcher(make_configured(settings.routing), settings.routing, clock)
     pool = WorkerPool(
         settings.workers,
         settings.pool,
         settings.routing,
-        _dispatcher(settings.routing, clock),
+        dispatcher,
         lambda address: open_channel(address, telemetry, settings.channels),
         clock,
         settings.default_model,
         outliers,
     )
     recovery = Recovery(settings.retries, settings.quarantine, outliers, telemetry.meter, clock)
-    door = Door(keys or Insecure(), pool, settings.limits, clock, TenantSalt(settings.routing))
+    splits = Splits(settings.splits, pool, SplitMetrics(telemetry.meter), clock)
+    salt = TenantSalt(settings.routing)
+    door = Door(keys or Insecure(), pool, settings.limits, clock, salt, splits)
     async with AsyncExitStack() as stack:
         cache, desk = await stack.enter_async_context(_cache(settings, telemetry, pool))
         for part in (pool, cache, keys):
@@ -76,35 +80,61 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
                 name = type(part).__name__
                 await stack.enter_async_context(_in_background(part.run(), name))
         await pool.wait_for_first_contact()
+        admission = Admission(settings.admission, clock)
         relay = Relay(pool, settings.limits, settings.routing, recovery)
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
+        shadows = Shadows(splits, relay, pool, settings.limits, clock)
         flights = Flights(settings.flights, max_answer_bytes, settings.limits.reader_stall_s)
         inference = InferenceServicer(
             door,
-            Admission(settings.admission, clock),
+            admission,
             cache,
             desk,
             relay,
             pool,
-            Accounts(telemetry, clock),
+            Accounts(telemetry, clock, splits),
             settings.limits,
             max_answer_bytes,
             clock,
             auditor,
             flights,
+            splits,
+            shadows,
         )
-        admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock))
+        admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock), splits)
 
         def register(server: grpc.aio.Server) -> None:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
 
         async with (
-            open_server(settings.server, telemetry, register, services=SERVICES) as server,
+            open_server(
+                settings.server,
+                telemetry,
+                register,
+                services=SERVICES,
+                # To a client UNAVAILABLE would say that it has got nothing yet.
+                cut_off=StreamInterrupted,
+            ) as server,
             # Cancelled before the drain begins: an audit never keeps a router from ending.
             _in_background(auditor.run(), "Auditor"),
+            _in_background(shadows.run(), "Shadows"),
         ):
+            server.reconfigure = Reconfigurer(
+                settings,
+                keys=keys,
+                pool=pool,
+                dispatcher=dispatcher,
+                door=door,
+                admission=admission,
+                relay=relay,
+                flights=flights,
+                auditor=auditor,
+                splits=splits,
+                shadows=shadows,
+                inference=inference,
+            ).apply
             yield server
         flights.close()
         if isinstance(cache, CacheClient):
@@ -112,13 +142,6 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.lookup.store_timeout_s):
                     await cache.flush()
-
-
-def _dispatcher(settings: RoutingSettings, clock: Callable[[], float]) -> Dispatcher:
-    """Routers draw differently, or power of two choices would not spread them."""
-    weights = Weights(**settings.weights.model_dump())
-    policy = make_policy(settings.policy, weights, seed=secrets.randbits(64))
-    return Dispatcher(policy, settings, clock)
 
 
 @asynccontextmanager

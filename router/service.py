@@ -18,6 +18,8 @@ from router.prefix import PrefixHint
 from router.relay import Reader, Relay
 from router.replay import replay
 from router.settings import LimitSettings
+from router.splits.shadow import Shadows
+from router.splits.splits import Splits
 from router.tape import Tape
 from router.ticket import Ticket
 from sidecache.errors import NotCached, from_rpc_error
@@ -44,7 +46,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         clock: Callable[[], float],
         auditor: Auditor,
         flights: Flights,
+        splits: Splits,
+        shadows: Shadows,
     ) -> None:
+        self._splits = splits
+        self._shadows = shadows
         self._door = door
         self._admission = admission
         self._cache = cache
@@ -52,7 +58,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._relay = relay
         self._pool = pool
         self._accounts = accounts
-        self._limits = limits
+        self.limits = limits
         self._max_answer_bytes = max_answer_bytes
         self._clock = clock
         self._auditor = auditor
@@ -68,7 +74,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             account.looked_up(outcome)
             match outcome:
                 case Hit():
-                    await replay(outcome, ticket, context, self._limits.reader_stall_s)
+                    await replay(outcome, ticket, context, self.limits.reader_stall_s)
                     self._auditor.audit_soon(ticket, outcome)
                 case Miss() if ticket.only_if_cached:
                     raise NotCached("no stored answer, and only-if-cached was asked for")
@@ -90,6 +96,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> None:
         """Have a worker answer, for this caller and for those who join."""
         tape = account.follow(Tape(ticket, self._max_answer_bytes, self._clock))
+        self._shadows.copy_soon(ticket)
 
         async def generate(reader: Reader) -> None:
             worker = await self._relay.stream(ticket, tape, reader, hint)
@@ -121,7 +128,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 )
                 for model, ready in self._pool.models()
             ]
+            + self._split_models(default)
         )
+
+    def _split_models(self, default: str) -> list[pb.Model]:
+        """The public names; what a variant can do is in its own model's line."""
+        return [
+            pb.Model(
+                name=split.settings.model,
+                is_default=split.settings.model == default,
+                ready_workers=self._pool.count_ready({v.model for v in split.variants.values()}),
+            )
+            for split in self._splits.all
+        ]
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         model = self._door.open_tokenize(request, context)

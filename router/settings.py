@@ -16,6 +16,7 @@ from observability.settings import (
 )
 from router.routing.choice import DEFAULT_POLICY, PolicyName
 from router.routing.cost import Weights
+from router.splits.settings import SplitSettings, check_splits
 
 _WEIGHTS = Weights()
 
@@ -191,6 +192,15 @@ class PoolSettings(SettingsPart):
     """Longest wait."""
     leave_grace_s: Seconds = 600.0
     """Longest time a worker's streams go on after its target stopped naming it."""
+    flap_losses: Annotated[float, Field(ge=1)] = 3.0
+    """A worker lost more often than that of late waits before it is used again, unless it
+    is the only one."""
+    flap_half_life_s: PositiveSeconds = 10.0
+    """After this long a loss counts half."""
+    flap_hold_s: PositiveSeconds = 1.0
+    """The first such wait; each further loss doubles it."""
+    max_flap_hold_s: PositiveSeconds = 60.0
+    """Longest one."""
     max_workers: Annotated[int, Field(ge=1)] = 1024
     """Workers of all targets together."""
 
@@ -275,10 +285,17 @@ class RouterSettings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     pool: PoolSettings = PoolSettings()
     routing: RoutingSettings = RoutingSettings()
+    splits: Annotated[list[SplitSettings], Field(max_length=64)] = []
+    """Public model names that stand for weighted variants."""
 
     @model_validator(mode="after")
     def _one_way_in(self) -> "RouterSettings":
         if self.insecure == (self.keys_file is not None):
             msg = "set either keys_file or insecure=true, and not both"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _no_loops(self) -> "RouterSettings":
+        check_splits(self.splits)
         return self

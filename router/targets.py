@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import tomllib
 from pathlib import Path
 
 from sidecache.errors import SetupError
@@ -72,21 +73,41 @@ def _check_address(target: str, *, may_be_name: bool) -> str:
 
 
 def _read_list(target: str) -> frozenset[str]:
-    """The addresses in a file: one a line, blank lines and what follows a # left out."""
+    """The addresses in a file: `workers = [...]` in a .toml, else one a line."""
     path = Path(target.removeprefix(FILE_PREFIX))
     with path.open("rb") as file:
         content = file.read(_MAX_FILE_BYTES + 1)
     if len(content) > _MAX_FILE_BYTES:
         raise SetupError(f"worker list {path}: over {_MAX_FILE_BYTES} bytes")
-    # Every line ends with a line feed; a last one without is a file still being written.
-    if content and not content.endswith(b"\n"):
-        raise SetupError(f"worker list {path}: the last line is not ended; is it still written?")
+    if not content:
+        # A file that is being replaced in place is empty for a moment.
+        raise SetupError(f"worker list {path}: empty; for no workers write a comment that says so")
     try:
-        lines = content.decode().splitlines()
+        text = content.decode()
     except UnicodeDecodeError as error:
         raise SetupError(f"worker list {path}: not UTF-8 ({error.reason})") from error
-    addresses = (line.partition("#")[0].strip() for line in lines)
+    addresses = _of_toml(path, text) if path.suffix == ".toml" else _of_lines(path, text)
     try:
-        return frozenset(_check_address(one, may_be_name=False) for one in addresses if one)
+        return frozenset(_check_address(one, may_be_name=False) for one in addresses)
     except SetupError as error:
         raise SetupError(f"worker list {path}: {error.text}") from error
+
+
+def _of_lines(path: Path, text: str) -> list[str]:
+    """One address a line; blank lines and what follows a # left out."""
+    # Every line ends with a line feed; a last one without is a file still being written.
+    if not text.endswith("\n"):
+        raise SetupError(f"worker list {path}: the last line is not ended; is it still written?")
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def _of_toml(path: Path, text: str) -> list[str]:
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SetupError(f"worker list {path}: not TOML ({error})") from error
+    workers = table.pop("workers", None)
+    if table or not isinstance(workers, list) or not all(isinstance(w, str) for w in workers):
+        raise SetupError(f'worker list {path}: must be workers = ["host:port", ...], nothing else')
+    return workers

@@ -16,6 +16,8 @@ class Ticket:
         key: None where the cache is neither asked nor told.
         timeout_s: what was left of the deadline at the door.
         opened_at: the router's clock at the door.
+        split, variant: the public name that was asked for, and which variant it became; empty:
+            the model was asked for by its own name.
         attach_window_s: how long a client whose connection was lost may come back.
     """
 
@@ -29,6 +31,8 @@ class Ticket:
     timeout_s: float
     opened_at: float
     attach_window_s: float = 0.0
+    split: str = ""
+    variant: str = ""
 
     @property
     def only_if_cached(self) -> bool:

@@ -29,6 +29,7 @@ class Worker:
         leases: streams this router has there now.
         last_lease: number of the newest lease, of all the pool has given.
         cordoned: an operator's word; running streams go on.
+        is_damped: it came and went too often, and is used only where there is no other.
         doubted: set by whoever found it failing, for its health watch to find out.
         leaving_since: when its target stopped naming it; None: it still does.
         load: of those streams and of others' there, in tokens.
@@ -49,6 +50,7 @@ class Worker:
         self.leases = 0
         self.last_lease = 0
         self.cordoned = False
+        self.is_damped = False
         self.leaving_since: float | None = None
         self.doubted = asyncio.Event()
         self.load = WorkerLoad(clock)
@@ -69,6 +71,7 @@ class Worker:
     def state(self, state: State) -> None:
         if state is not self._state:
             self._state = state
+            self.is_damped = False
             self.state_since = self._clock()
 
     @property

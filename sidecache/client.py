@@ -21,7 +21,7 @@ event loop it was opened in.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar, Unpack
 
@@ -30,6 +30,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry import trace
 
 from sidecache.errors import InvalidRequest, from_rpc_error
+from sidecache.failover import FailOverChannel
 from sidecache.generate_request import GenerateOptions, Prompt, build_request, chat_messages
 from sidecache.generation import (
     Choice,
@@ -79,7 +80,8 @@ class SidecacheClient:
     """A connection to a router (or to a worker: both serve the same service).
 
     Args:
-        address: ``host:port``, ``[v6]:port`` or ``unix:/path``.
+        address: ``host:port``, ``[v6]:port`` or ``unix:/path``; or several routers: a call that
+            one does not take goes to the next, before its first event.
         api_key: sent as ``authorization: Bearer …`` with every call.
         tls: None chooses: plaintext to this machine, TLS to any other. True is
             TLS with gRPC's own authorities, False is plaintext.
@@ -97,7 +99,7 @@ class SidecacheClient:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         api_key: str | None = None,
         tls: ClientTls | bool | None = None,
@@ -105,7 +107,10 @@ class SidecacheClient:
         tracer_provider: trace.TracerProvider | None = None,
         timeout_s: float = GENERATE_TIMEOUT_S,
     ) -> None:
-        self.address = address
+        self.addresses = (address,) if isinstance(address, str) else tuple(address)
+        if not self.addresses:
+            raise InvalidRequest("empty; give at least one router's", field="address")
+        self.address = self.addresses[0]
         self._metadata = _credentials(api_key)
         self._tls = tls
         self._allow_plaintext = allow_plaintext
@@ -118,12 +123,16 @@ class SidecacheClient:
     async def __aenter__(self) -> Self:
         if self._channel is not None:
             raise RuntimeError("this client is open already; open another one")
-        channel = open_channel(
-            self.address,
-            tls=self._tls,
-            has_api_key=bool(self._metadata),
-            allow_plaintext=self._allow_plaintext,
-        )
+        channels = [
+            open_channel(
+                address,
+                tls=self._tls,
+                has_api_key=bool(self._metadata),
+                allow_plaintext=self._allow_plaintext,
+            )
+            for address in self.addresses
+        ]
+        channel = channels[0] if len(channels) == 1 else FailOverChannel(channels)
         self._channel = channel
         self._stubs = _Stubs(
             inference_pb2_grpc.InferenceServiceStub(channel),
@@ -330,6 +339,31 @@ class SidecacheClient:
             InvalidRequest: more workers than are ready, or a prompt that is refused.
         """
         return await self._call(self._open.admin.WarmPrefix, request, timeout_s)
+
+    async def splits(self, *, timeout_s: float = UNARY_TIMEOUT_S) -> list[admin_pb2.Split]:
+        """The router's splits, with each variant's figures; needs a key with admin rights."""
+        stub = self._open.admin.ListSplits
+        return list((await self._call(stub, admin_pb2.ListSplitsRequest(), timeout_s)).splits)
+
+    async def set_split_weights(
+        self, model: str, weights: Mapping[str, float], *, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> admin_pb2.Split:
+        """Change the weights of some variants of a split; needs a key with admin rights.
+
+        Raises:
+            NotFound: there is no such split.
+            InvalidRequest: no such variant, or a weight that cannot be.
+        """
+        stub = self._open.admin.SetSplitWeights
+        request = admin_pb2.SetSplitWeightsRequest(model=model, weights=weights)
+        return (await self._call(stub, request, timeout_s)).split
+
+    async def reset_split(
+        self, model: str, *, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> admin_pb2.Split:
+        """Take a split's configured weights again, and forget a rollback; needs admin rights."""
+        stub = self._open.admin.ResetSplit
+        return (await self._call(stub, admin_pb2.ResetSplitRequest(model=model), timeout_s)).split
 
     @property
     def _open(self) -> "_Stubs":

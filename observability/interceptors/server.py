@@ -95,9 +95,16 @@ class ServerEdge(grpc.aio.ServerInterceptor):
         telemetry: records the calls.
         services: full names of the services served. Calls of any other method are
             recorded under one name, or strangers could make metrics without end.
+        cut_off: what a call ends with that a drain does not wait for any longer.
     """
 
-    def __init__(self, telemetry: Telemetry, services: Sequence[str]) -> None:
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        services: Sequence[str],
+        cut_off: type[SidecacheError] = Draining,
+    ) -> None:
+        self._cut_off = cut_off
         self._calls = telemetry.calls
         self._duration = duration_histogram(
             telemetry.meter, names.RPC_SERVER_CALL_DURATION, "Duration of calls served"
@@ -106,8 +113,9 @@ class ServerEdge(grpc.aio.ServerInterceptor):
         self._other = Method(names.OTHER_METHOD)
         # By path; bounded by the methods served.
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
-        self._running = 0
+        self._running: set[asyncio.Task[Any]] = set()
         self._idle: asyncio.Event | None = None
+        self._is_over = False
 
     def refuse_new(self) -> asyncio.Event:
         """Refuse every new call from now on; the event says when the running ones are over.
@@ -120,6 +128,12 @@ class ServerEdge(grpc.aio.ServerInterceptor):
             if not self._running:
                 self._idle.set()
         return self._idle
+
+    def end_running(self) -> None:
+        """End what still runs, with a status that says why; gRPC itself would say CANCELLED."""
+        self._is_over = True
+        for task in self._running:
+            task.cancel()
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -177,21 +191,31 @@ class ServerEdge(grpc.aio.ServerInterceptor):
     def _observe(self, behavior: Behavior) -> Behavior:
         async def observed(request: Any, context: Any) -> Any:
             call = _running.get()
-            self._running += 1
+            # gRPC runs each handler in a task.
+            task = cast("asyncio.Task[Any]", asyncio.current_task())
+            self._running.add(task)
             try:
                 if type(request) is _Malformed:
                     request.refuse()
                 response = await behavior(request, context)
             except BaseException as error:  # noqa: BLE001 - each way to end is recorded
-                await self._fail(call, error, context)
+                await self._fail(call, self._why_ended(error, context), context)
             finally:
-                self._running -= 1
+                self._running.discard(task)
                 if self._idle is not None and not self._running:
                     self._idle.set()
             self._finish(call, _code_set_by_handler(context))
             return response
 
         return observed
+
+    def _why_ended(self, error: BaseException, context: Any) -> BaseException:
+        """The error itself, or that the drain's grace is over."""
+        if not self._is_over or context.cancelled():
+            return error
+        if not isinstance(_gist(error), asyncio.CancelledError):
+            return error
+        return self._cut_off("this server drains and its grace is over")
 
     async def _fail(self, call: _Call, error: BaseException, context: Any) -> NoReturn:
         """End the call as its error demands; always raises."""

@@ -9,7 +9,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from sidecache.cli import cache, chat, keys, pull, up, version
+from sidecache.cli import cache, chat, keys, pull, splits, up, version
 from sidecache.cli.console import complain, exit_code
 from sidecache.errors import SidecacheError
 
@@ -29,6 +29,7 @@ app.command("pull")(pull.pull)
 app.command("version")(version.show_version)
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
+app.add_typer(splits.app, name="splits")
 
 
 def main() -> int:

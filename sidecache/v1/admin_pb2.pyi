@@ -43,6 +43,31 @@ WORKER_STATE_CORDONED: WorkerState.ValueType  # 3
 WORKER_STATE_UNHEALTHY: WorkerState.ValueType  # 4
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
 
+class _SplitRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SplitRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SplitRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPLIT_ROLE_UNSPECIFIED: _SplitRole.ValueType  # 0
+    SPLIT_ROLE_VARIANT: _SplitRole.ValueType  # 1
+    SPLIT_ROLE_BASELINE: _SplitRole.ValueType  # 2
+    """what the canary is compared with"""
+    SPLIT_ROLE_CANARY: _SplitRole.ValueType  # 3
+    SPLIT_ROLE_SHADOW: _SplitRole.ValueType  # 4
+    """gets copies; its answers are dropped"""
+
+class SplitRole(_SplitRole, metaclass=_SplitRoleEnumTypeWrapper): ...
+
+SPLIT_ROLE_UNSPECIFIED: SplitRole.ValueType  # 0
+SPLIT_ROLE_VARIANT: SplitRole.ValueType  # 1
+SPLIT_ROLE_BASELINE: SplitRole.ValueType  # 2
+"""what the canary is compared with"""
+SPLIT_ROLE_CANARY: SplitRole.ValueType  # 3
+SPLIT_ROLE_SHADOW: SplitRole.ValueType  # 4
+"""gets copies; its answers are dropped"""
+Global___SplitRole: _TypeAlias = SplitRole  # noqa: Y015
+
 @_typing.final
 class ListWorkersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -462,3 +487,293 @@ class WarmedWorker(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens_before) -> _WhichOneofReturnType__cached_tokens_before | None: ...
 
 Global___WarmedWorker: _TypeAlias = WarmedWorker  # noqa: Y015
+
+@_typing.final
+class ListSplitsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSplitsRequest: _TypeAlias = ListSplitsRequest  # noqa: Y015
+
+@_typing.final
+class ListSplitsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPLITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def splits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Split]: ...
+    def __init__(
+        self,
+        *,
+        splits: _abc.Iterable[Global___Split] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["splits", b"splits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSplitsResponse: _TypeAlias = ListSplitsResponse  # noqa: Y015
+
+@_typing.final
+class Split(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    STICKY_FIELD_NUMBER: _builtins.int
+    FALL_BACK_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """What clients ask for."""
+    sticky: _builtins.str
+    """"tenant" or "request": whose variant stays the same."""
+    fall_back: _builtins.bool
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___SplitVariant]: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        sticky: _builtins.str = ...,
+        fall_back: _builtins.bool = ...,
+        variants: _abc.Iterable[Global___SplitVariant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fall_back", b"fall_back", "model", b"model", "sticky", b"sticky", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Split: _TypeAlias = Split  # noqa: Y015
+
+@_typing.final
+class SplitVariant(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_AGO_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
+    ABANDONED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    ERROR_RATE_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_S_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    model: _builtins.str
+    adapter: _builtins.str
+    weight: _builtins.float
+    """In force now; 0 after a rollback, and for a shadow."""
+    share: _builtins.float
+    """Of all the split's requests, 0 to 1; of a shadow those that are copied."""
+    ready: _builtins.bool
+    role: Global___SplitRole.ValueType
+    rolled_back: _builtins.str
+    """Why the canary lost its share; empty: it did not."""
+    succeeded: _builtins.int
+    """Requests that ended since the results began, by what that says of the variant."""
+    failed: _builtins.int
+    cached: _builtins.int
+    """From the cache, or another caller's stream."""
+    abandoned: _builtins.int
+    """The caller left."""
+    refused: _builtins.int
+    """The request was at fault, or its tenant's quota."""
+    @_builtins.property
+    def rolled_back_ago(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def error_rate(self) -> Global___Estimate:
+        """Failed over succeeded and failed; with a Wilson interval."""
+
+    @_builtins.property
+    def first_token_s(self) -> Global___Estimate:
+        """Means over requests; with intervals by the normal approximation."""
+
+    @_builtins.property
+    def tokens_per_s(self) -> Global___Estimate: ...
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        model: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        share: _builtins.float = ...,
+        ready: _builtins.bool = ...,
+        role: Global___SplitRole.ValueType = ...,
+        rolled_back: _builtins.str = ...,
+        rolled_back_ago: _duration_pb2.Duration | None = ...,
+        succeeded: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        cached: _builtins.int = ...,
+        abandoned: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        error_rate: Global___Estimate | None = ...,
+        first_token_s: Global___Estimate | None = ...,
+        tokens_per_s: Global___Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error_rate", b"error_rate", "first_token_s", b"first_token_s", "rolled_back_ago", b"rolled_back_ago", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "adapter", b"adapter", "cached", b"cached", "error_rate", b"error_rate", "failed", b"failed", "first_token_s", b"first_token_s", "model", b"model", "ready", b"ready", "refused", b"refused", "role", b"role", "rolled_back", b"rolled_back", "rolled_back_ago", b"rolled_back_ago", "share", b"share", "succeeded", b"succeeded", "tokens_per_s", b"tokens_per_s", "variant", b"variant", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitVariant: _TypeAlias = SplitVariant  # noqa: Y015
+
+@_typing.final
+class Estimate(_message.Message):
+    """A figure with its 95 % confidence interval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    value: _builtins.float
+    low: _builtins.float
+    """Unset: too few to say."""
+    high: _builtins.float
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        value: _builtins.float = ...,
+        low: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "high", b"high", "low", b"low"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "count", b"count", "high", b"high", "low", b"low", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+
+Global___Estimate: _TypeAlias = Estimate  # noqa: Y015
+
+@_typing.final
+class SetSplitWeightsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    @_builtins.property
+    def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """By variant; those left out keep theirs."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetSplitWeightsRequest: _TypeAlias = SetSplitWeightsRequest  # noqa: Y015
+
+@_typing.final
+class SetSplitWeightsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPLIT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def split(self) -> Global___Split: ...
+    def __init__(
+        self,
+        *,
+        split: Global___Split | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetSplitWeightsResponse: _TypeAlias = SetSplitWeightsResponse  # noqa: Y015
+
+@_typing.final
+class ResetSplitRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetSplitRequest: _TypeAlias = ResetSplitRequest  # noqa: Y015
+
+@_typing.final
+class ResetSplitResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPLIT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def split(self) -> Global___Split: ...
+    def __init__(
+        self,
+        *,
+        split: Global___Split | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetSplitResponse: _TypeAlias = ResetSplitResponse  # noqa: Y015

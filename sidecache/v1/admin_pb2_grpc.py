@@ -64,6 +64,21 @@ class AdminServiceStub:
                 request_serializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixRequest.SerializeToString,
                 response_deserializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixResponse.FromString,
                 _registered_method=True)
+        self.ListSplits = channel.unary_unary(
+                '/sidecache.v1.AdminService/ListSplits',
+                request_serializer=sidecache_dot_v1_dot_admin__pb2.ListSplitsRequest.SerializeToString,
+                response_deserializer=sidecache_dot_v1_dot_admin__pb2.ListSplitsResponse.FromString,
+                _registered_method=True)
+        self.SetSplitWeights = channel.unary_unary(
+                '/sidecache.v1.AdminService/SetSplitWeights',
+                request_serializer=sidecache_dot_v1_dot_admin__pb2.SetSplitWeightsRequest.SerializeToString,
+                response_deserializer=sidecache_dot_v1_dot_admin__pb2.SetSplitWeightsResponse.FromString,
+                _registered_method=True)
+        self.ResetSplit = channel.unary_unary(
+                '/sidecache.v1.AdminService/ResetSplit',
+                request_serializer=sidecache_dot_v1_dot_admin__pb2.ResetSplitRequest.SerializeToString,
+                response_deserializer=sidecache_dot_v1_dot_admin__pb2.ResetSplitResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -112,6 +127,27 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSplits(self, request, context):
+        """The public model names that stand for weighted variants, and how each variant does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetSplitWeights(self, request, context):
+        """Changes weights until the configuration of the split changes; results begin anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetSplit(self, request, context):
+        """Back to the configured weights, without results; ends a rollback.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -144,6 +180,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.WarmPrefix,
                     request_deserializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixRequest.FromString,
                     response_serializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixResponse.SerializeToString,
+            ),
+            'ListSplits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSplits,
+                    request_deserializer=sidecache_dot_v1_dot_admin__pb2.ListSplitsRequest.FromString,
+                    response_serializer=sidecache_dot_v1_dot_admin__pb2.ListSplitsResponse.SerializeToString,
+            ),
+            'SetSplitWeights': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSplitWeights,
+                    request_deserializer=sidecache_dot_v1_dot_admin__pb2.SetSplitWeightsRequest.FromString,
+                    response_serializer=sidecache_dot_v1_dot_admin__pb2.SetSplitWeightsResponse.SerializeToString,
+            ),
+            'ResetSplit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetSplit,
+                    request_deserializer=sidecache_dot_v1_dot_admin__pb2.ResetSplitRequest.FromString,
+                    response_serializer=sidecache_dot_v1_dot_admin__pb2.ResetSplitResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -308,6 +359,87 @@ class AdminService:
             '/sidecache.v1.AdminService/WarmPrefix',
             sidecache_dot_v1_dot_admin__pb2.WarmPrefixRequest.SerializeToString,
             sidecache_dot_v1_dot_admin__pb2.WarmPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSplits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecache.v1.AdminService/ListSplits',
+            sidecache_dot_v1_dot_admin__pb2.ListSplitsRequest.SerializeToString,
+            sidecache_dot_v1_dot_admin__pb2.ListSplitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSplitWeights(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecache.v1.AdminService/SetSplitWeights',
+            sidecache_dot_v1_dot_admin__pb2.SetSplitWeightsRequest.SerializeToString,
+            sidecache_dot_v1_dot_admin__pb2.SetSplitWeightsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetSplit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecache.v1.AdminService/ResetSplit',
+            sidecache_dot_v1_dot_admin__pb2.ResetSplitRequest.SerializeToString,
+            sidecache_dot_v1_dot_admin__pb2.ResetSplitResponse.FromString,
             options,
             channel_credentials,
             insecure,

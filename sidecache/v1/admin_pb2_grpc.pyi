@@ -46,6 +46,12 @@ class AdminServiceStub:
     """Prefills a tenant's prompt on workers, so that the first to ask finds it in
     their KV caches; workers that hold most of it already are taken first.
     """
+    ListSplits: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListSplitsRequest, _admin_pb2.ListSplitsResponse]
+    """The public model names that stand for weighted variants, and how each variant does."""
+    SetSplitWeights: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetSplitWeightsRequest, _admin_pb2.SetSplitWeightsResponse]
+    """Changes weights until the configuration of the split changes; results begin anew."""
+    ResetSplit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResetSplitRequest, _admin_pb2.ResetSplitResponse]
+    """Back to the configured weights, without results; ends a rollback."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -65,6 +71,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Prefills a tenant's prompt on workers, so that the first to ask finds it in
     their KV caches; workers that hold most of it already are taken first.
     """
+    ListSplits: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListSplitsRequest, _admin_pb2.ListSplitsResponse]  # type: ignore[assignment]
+    """The public model names that stand for weighted variants, and how each variant does."""
+    SetSplitWeights: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetSplitWeightsRequest, _admin_pb2.SetSplitWeightsResponse]  # type: ignore[assignment]
+    """Changes weights until the configuration of the split changes; results begin anew."""
+    ResetSplit: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResetSplitRequest, _admin_pb2.ResetSplitResponse]  # type: ignore[assignment]
+    """Back to the configured weights, without results; ends a rollback."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -117,5 +129,29 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Prefills a tenant's prompt on workers, so that the first to ask finds it in
         their KV caches; workers that hold most of it already are taken first.
         """
+
+    @_abc_1.abstractmethod
+    def ListSplits(
+        self,
+        request: _admin_pb2.ListSplitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListSplitsResponse, _abc.Awaitable[_admin_pb2.ListSplitsResponse]]:
+        """The public model names that stand for weighted variants, and how each variant does."""
+
+    @_abc_1.abstractmethod
+    def SetSplitWeights(
+        self,
+        request: _admin_pb2.SetSplitWeightsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SetSplitWeightsResponse, _abc.Awaitable[_admin_pb2.SetSplitWeightsResponse]]:
+        """Changes weights until the configuration of the split changes; results begin anew."""
+
+    @_abc_1.abstractmethod
+    def ResetSplit(
+        self,
+        request: _admin_pb2.ResetSplitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ResetSplitResponse, _abc.Awaitable[_admin_pb2.ResetSplitResponse]]:
+        """Back to the configured weights, without results; ends a rollback."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ def test_targets_that_cannot_be(target: str) -> None:
 @pytest.mark.parametrize(
     ("content", "addresses"),
     [
-        ("", set()),
+        ("# nobody today\n", set()),
         ("127.0.0.1:7071\n", {"127.0.0.1:7071"}),
         (
             "# fleet\n\n 127.0.0.1:7071 # left\nunix:/run/w.sock\n",
@@ -46,6 +46,7 @@ async def test_a_file_lists_workers(tmp_path: Path, content: str, addresses: set
 @pytest.mark.parametrize(
     ("content", "why"),
     [
+        (b"", "empty"),
         (b"127.0.0.1:7071\n127.0.0.1:70", "not ended"),
         (b"127.0.0.1\n", "may be host:port"),
         (b"dns:workers:7071\n", "may be host:port"),
@@ -62,6 +63,17 @@ async def test_a_bad_list_is_refused_whole(tmp_path: Path, content: bytes, why: 
         await resolve(f"file:{path}")
     with pytest.raises(SetupError, match=str(path)):
         check_target(f"file:{path}")
+
+
+async def test_a_toml_file_lists_workers(tmp_path: Path) -> None:
+    """A .toml has one array, and nothing that might be meant as something else."""
+    path = tmp_path / "workers.toml"
+    path.write_text('# fleet\nworkers = ["127.0.0.1:7071", "unix:/run/w.sock"]\n')
+    assert await resolve(check_target(f"file:{path}")) == {"127.0.0.1:7071", "unix:/run/w.sock"}
+    for content in ("", 'workers = ["127.0.0.1:70', "workers = 7", "worker = []", "workers = [7]"):
+        path.write_text(content)
+        with pytest.raises(SetupError, match=str(path)):
+            await resolve(f"file:{path}")
 
 
 def test_a_missing_list_is_an_error_at_start(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Splits: one public model name that stands for several variants, by weight."""
