@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from opentelemetry import trace
+from opentelemetry.trace import SpanContext
 
 from observability import names
 from observability.metrics import CacheOutcome, GenerationMetrics, LookupMetrics, Source
@@ -89,9 +90,11 @@ class Account:
                 span.set_attribute(names.CACHE_OUTCOME, kind)
                 span.set_attribute(names.CACHE_MISS_REASON, outcome.reason)
 
-    def coalesced(self, tape: Tape) -> None:
+    def coalesced(self, tape: Tape, leader: SpanContext) -> None:
         """Tell that the answer is read along from another caller's stream."""
         self._source = "coalesced"
+        if leader.is_valid:
+            trace.get_current_span().add_link(leader)
         self._tape = tape
         self._joined_at = self._accounts.clock()
 

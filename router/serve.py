@@ -74,7 +74,12 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         relay = Relay(pool, settings.limits, settings.routing)
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
-        flights = Flights(settings.flights, max_answer_bytes, settings.limits.reader_stall_s)
+        flights = Flights(
+            settings.flights,
+            max_answer_bytes,
+            settings.limits.reader_stall_s,
+            settings.limits.max_request_s,
+        )
         inference = InferenceServicer(
             door,
             Admission(settings.admission, clock),

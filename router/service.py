@@ -11,7 +11,7 @@ from router.auditor import Auditor
 from router.cache_client import Cache, Hit, Miss
 from router.cache_desk import CacheDesk
 from router.door import Door
-from router.flight import Reattached
+from router.flight_readers import Reattached
 from router.flights import Flights
 from router.pool import WorkerPool
 from router.prefix import PrefixHint
@@ -81,7 +81,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         flight = self._flights.to_join(ticket)
         if flight is None:
             return False
-        account.coalesced(flight.tape)
+        account.coalesced(flight.tape, flight.span)
         await self._flights.join(flight, ticket, context)
         return True
 
@@ -90,9 +90,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> None:
         """Have a worker answer, for this caller and for those who join."""
         tape = account.follow(Tape(ticket, self._max_answer_bytes, self._clock))
+        timeout_s = self._flights.timeout_s(ticket)
 
         async def generate(reader: Reader) -> None:
-            worker = await self._relay.stream(ticket, tape, reader, hint)
+            worker = await self._relay.stream(ticket, tape, reader, hint, timeout_s=timeout_s)
             answer = tape.answer(worker.name, ticket.model.revision)
             self._cache.store_soon(ticket, answer)  # whole answers only
 

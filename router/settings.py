@@ -75,6 +75,14 @@ class FlightSettings(SettingsPart):
     """Of one generation; the next caller gets his own."""
     max_kept: Annotated[int, Field(ge=1)] = 256
     """Streams whose clients may come back, running and ended ones together."""
+    max_kept_bytes: Annotated[int, Field(ge=1)] = 64 << 20
+    """Of those that nobody reads; one that still runs counts as lookup.max_answer_bytes."""
+    linger_s: Seconds = 0.25
+    """An ended stream is shared for so long: its answer is on its way to the cache."""
+    max_lingering: Annotated[int, Field(ge=0)] = 512
+    """Ended streams that are still shared."""
+    max_linger_bytes: Annotated[int, Field(ge=0)] = 32 << 10
+    """A longer one is not shared once it has ended."""
 
 
 class LookupSettings(SettingsPart):
