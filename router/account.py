@@ -26,10 +26,6 @@ _SOURCES: dict[int, Source] = {
     cache_pb2.TIER_EXACT: "exact",
     cache_pb2.TIER_SEMANTIC: "semantic",
 }
-# Reasons that are the sidecar's own word; anything else means it did not answer.
-_ANSWERED = frozenset(
-    name.removeprefix("MISS_REASON_").lower() for name in dict(cache_pb2.MissReason.items())
-)
 # No lookup was due, so there is no outcome to count.
 _NOT_LOOKED_UP = frozenset(("not_asked", "off"))
 
@@ -84,7 +80,7 @@ class Account:
                 span.set_attribute(names.CACHE_OUTCOME, _TIERS[outcome.tier])
                 span.set_attribute(names.CACHE_ENTRY_AGE_S, outcome.age.ToNanoseconds() / 1e9)
         elif outcome.reason not in _NOT_LOOKED_UP:
-            kind: CacheOutcome = "miss" if outcome.reason in _ANSWERED else "unavailable"
+            kind: CacheOutcome = "miss" if outcome.is_told else "unavailable"
             self._accounts.lookups.looked_up(kind, duration_s, miss_reason=outcome.reason)
             if span.is_recording():
                 span.set_attribute(names.CACHE_OUTCOME, kind)

@@ -52,14 +52,20 @@ class Flights:
         # Of those whom nobody reads.
         self._expiry: dict[str, asyncio.TimerHandle] = {}
 
-    def to_join(self, ticket: Ticket) -> Flight | None:
-        """The flight whose answer is this request's too, if there is one."""
+    def to_join(self, ticket: Ticket, *, has_missed: bool = False) -> Flight | None:
+        """The flight whose answer is this request's too, if there is one.
+
+        Args:
+            ticket: the request.
+            has_missed: the cache said that it has no answer. One that has just ended will
+                do then: its answer is on its way there.
+        """
         if not self._shared or ticket.key is None or not ticket.may_look_up:
             return None
         flight = self._shared.get(ticket.key.exact)
         if flight is None or not flight.may_be_joined or not _suits(flight, ticket):
             return None
-        if flight.is_over and self._loop_time() - flight.ended_at > self._settings.linger_s:
+        if flight.is_over and not (has_missed and self._is_fresh(flight)):
             return None
         return flight if flight.readers < self._settings.max_readers else None
 
@@ -134,6 +140,9 @@ class Flights:
         """End what nobody reads any more."""
         while self._kept:
             self._drop(*self._kept.popitem())
+
+    def _is_fresh(self, flight: Flight) -> bool:
+        return self._loop_time() - flight.ended_at <= self._settings.linger_s
 
     @staticmethod
     def _loop_time() -> float:

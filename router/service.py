@@ -73,12 +73,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 case Miss() if ticket.only_if_cached:
                     raise NotCached("no stored answer, and only-if-cached was asked for")
                 case Miss():
-                    if not await self._read_along(ticket, account, context):
+                    told = outcome.is_told
+                    if not await self._read_along(ticket, account, context, has_missed=told):
                         await self._generate(ticket, outcome.prefix, account, context)
 
-    async def _read_along(self, ticket: Ticket, account: Account, context: Context) -> bool:
+    async def _read_along(
+        self, ticket: Ticket, account: Account, context: Context, *, has_missed: bool = False
+    ) -> bool:
         """Take part in the generation under way for the same question, if there is one."""
-        flight = self._flights.to_join(ticket)
+        flight = self._flights.to_join(ticket, has_missed=has_missed)
         if flight is None:
             return False
         account.coalesced(flight.tape, flight.span)
