@@ -26,8 +26,6 @@ _SOURCES: dict[int, Source] = {
     cache_pb2.TIER_EXACT: "exact",
     cache_pb2.TIER_SEMANTIC: "semantic",
 }
-# No lookup was due, so there is no outcome to count.
-_NOT_LOOKED_UP = frozenset(("not_asked", "off"))
 
 
 class Accounts:
@@ -72,6 +70,8 @@ class Account:
         span = trace.get_current_span()
         if isinstance(outcome, Hit):
             self._source = _SOURCES[outcome.tier]
+            # A worker may have begun meanwhile, for nothing.
+            self._tape = None
             self._first_token_at = now
             self._output_tokens = sum(len(delta.token_ids) for delta in outcome.answer.deltas)
             self._prompt_tokens = outcome.answer.finished[0].usage.prompt_tokens
@@ -79,7 +79,7 @@ class Account:
             if span.is_recording():
                 span.set_attribute(names.CACHE_OUTCOME, _TIERS[outcome.tier])
                 span.set_attribute(names.CACHE_ENTRY_AGE_S, outcome.age.ToNanoseconds() / 1e9)
-        elif outcome.reason not in _NOT_LOOKED_UP:
+        elif outcome.was_looked_up:
             kind: CacheOutcome = "miss" if outcome.is_told else "unavailable"
             self._accounts.lookups.looked_up(kind, duration_s, miss_reason=outcome.reason)
             if span.is_recording():

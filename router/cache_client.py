@@ -26,6 +26,8 @@ def _reason_name(reason: "cache_pb2.MissReason.ValueType") -> str:
 
 # Reasons that are the sidecar's own word; anything else means it did not answer.
 _TOLD = frozenset(_reason_name(reason) for reason in cache_pb2.MissReason.values())
+# No lookup was due.
+_NOT_LOOKED_UP = frozenset(("not_asked", "off"))
 # Answers stored in one call.
 _BATCH = 32
 
@@ -59,6 +61,11 @@ class Miss:
     def is_told(self) -> bool:
         """Whether the sidecar itself said so; otherwise it was not asked, or did not answer."""
         return self.reason in _TOLD
+
+    @property
+    def was_looked_up(self) -> bool:
+        """Whether a stored answer was looked for, however that went."""
+        return self.reason not in _NOT_LOOKED_UP
 
 
 class Cache(Protocol):

@@ -87,9 +87,7 @@ class FlightLog:
             InvalidRequest: there are not so many yet, or no message ended there.
         """
         if offset > tokens:
-            raise InvalidRequest(
-                f"{offset}; the stream has {tokens} tokens so far", field="offset"
-            )
+            raise InvalidRequest(f"{offset}; the stream has {tokens} tokens so far", field="offset")
         for at, message in enumerate(self._messages):
             if not message.HasField("delta"):
                 continue

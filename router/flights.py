@@ -57,8 +57,8 @@ class Flights:
 
         Args:
             ticket: the request.
-            has_missed: the cache said that it has no answer. One that has just ended will
-                do then: its answer is on its way there.
+            has_missed: the cache was asked and gave no answer. One that has just ended
+                will do then: its answer is on its way there.
         """
         if not self._shared or ticket.key is None or not ticket.may_look_up:
             return None
@@ -190,16 +190,14 @@ class Flights:
     def _await_return(self, flight: Flight) -> None:
         flight.nobody_reads()
         ticket = flight.ticket
-        expire = asyncio.get_running_loop().call_later(
-            ticket.attach_window_s, self._expire, flight
-        )
+        expire = asyncio.get_running_loop().call_later(ticket.attach_window_s, self._expire, flight)
         self._expiry[ticket.request_id] = expire
         self._keep_within_bounds()
 
     def _linger(self, flight: Flight) -> None:
         """Let who missed in the cache just before the answer was stored still find it."""
-        is_whole = flight.failure is None and flight.may_be_joined
-        if not is_whole or flight.log_bytes > self._settings.max_linger_bytes:
+        is_stored = flight.may_be_joined and flight.tape.is_storable
+        if not is_stored or flight.log_bytes > self._settings.max_linger_bytes:
             self._forget_shared(flight)
             return
         ended, since = self._ended, self._loop_time() - self._settings.linger_s

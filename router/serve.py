@@ -13,7 +13,7 @@ import grpc
 
 from observability.channel import open_channel
 from observability.listening import is_local
-from observability.metrics import DroppedStoreMetrics
+from observability.metrics import DroppedStoreMetrics, SpeculationMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from router.account import Accounts
@@ -33,6 +33,7 @@ from router.routing.choice import make_policy
 from router.routing.cost import Weights
 from router.service import InferenceServicer
 from router.settings import RouterSettings, RoutingSettings
+from router.speculation import Speculation
 from router.tenant_salt import TenantSalt
 from router.warmer import Warmer
 from router.watched_keys import WatchedKeys
@@ -93,6 +94,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             clock,
             auditor,
             flights,
+            _speculation(settings, telemetry),
         )
         admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock))
 
@@ -112,6 +114,13 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.lookup.store_timeout_s):
                     await cache.flush()
+
+
+def _speculation(settings: RouterSettings, telemetry: Telemetry) -> Speculation | None:
+    head_start_s = settings.lookup.speculative_start_s
+    if head_start_s is None:
+        return None
+    return Speculation(head_start_s, SpeculationMetrics(telemetry.meter))
 
 
 def _dispatcher(settings: RoutingSettings, clock: Callable[[], float]) -> Dispatcher:
