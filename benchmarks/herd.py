@@ -51,6 +51,7 @@ class Herd:
     tokens_per_s: float
     single_flight: bool
     arrive_s: float
+    ttft_s: float = 0.0
 
 
 @dataclass
@@ -80,7 +81,7 @@ async def counting_worker(herd: Herd) -> AsyncIterator[tuple[str, CountingEngine
     settings = WorkerSettings(
         engine="scripted",
         max_sequences=herd.callers,
-        scripted=ScriptedSettings(tokens_per_s=herd.tokens_per_s),
+        scripted=ScriptedSettings(tokens_per_s=herd.tokens_per_s, ttft_s=herd.ttft_s),
     )
     engine = make_engine(settings)
     engine.__class__ = CountingEngine

@@ -29,6 +29,9 @@ _MAX_AHEAD: Final = 256
 _SLOW_WRITE_S: Final = 0.05
 # With others waiting behind the message he does not take, he is cut off after this long.
 _HELD_UP_S: Final = 1.0
+# A crowd is told in batches: what a write to each costs must leave the router time to spare.
+_PACE_S: Final = 0.0001
+_CROWD: Final = 16
 
 
 class Flight:
@@ -59,6 +62,8 @@ class Flight:
         "_news",
         "_room",
         "_task",
+        "_teller",
+        "_told_at",
         "_turn",
         "_writing_since",
         "ended_at",
@@ -94,6 +99,8 @@ class Flight:
         # Made only while somebody waits.
         self._news: asyncio.Event | None = None
         self._room: asyncio.Event | None = None
+        self._told_at = 0.0
+        self._teller: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -204,8 +211,7 @@ class Flight:
         finally:
             self.is_over = True
             self.ended_at = self._loop.time()
-            if self._news is not None:
-                self._news.set()
+            self._wake()
             if not self._turn.done():
                 self._turn.set_result(None)
 
@@ -236,13 +242,25 @@ class Flight:
 
     async def _tell(self) -> None:
         """Wake who waits for news; wait while even the fastest reader is far behind."""
-        if self._news is not None:
-            self._news.set()
-            self._news = None
+        if self._news is not None and self._teller is None:
+            due_s = self._told_at + self.readers * _PACE_S
+            if self.readers < _CROWD or self._loop.time() >= due_s:
+                self._wake()
+            else:
+                self._teller = self._loop.call_at(due_s, self._wake)
         while self.readers and self._log.end - self._furthest > _MAX_AHEAD:
             self._room = asyncio.Event()
             await self._room.wait()
         self._room = None
+
+    def _wake(self) -> None:
+        if self._teller is not None:
+            self._teller.cancel()
+            self._teller = None
+        self._told_at = self._loop.time()
+        if self._news is not None:
+            self._news.set()
+            self._news = None
 
     def _share(self) -> None:
         """From now on everybody reads the log."""

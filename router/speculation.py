@@ -33,7 +33,7 @@ class Gate:
         opened: called when the first token opens it.
     """
 
-    def __init__(self, reader: Reader, opened: Callable[[], None]) -> None:
+    def __init__(self, reader: Reader, opened: Callable[[], object]) -> None:
         self._reader = reader
         self._opened = opened
         self._state = _State.HOLDING
@@ -69,10 +69,13 @@ class Gate:
         await self._reader.write(message)
 
     def _hold(self, message: pb.GenerateResponse) -> None:
-        if self._held and message.HasField("progress") and len(message.ListFields()) == 1:
-            if len(self._held[-1].ListFields()) == 1 and self._held[-1].HasField("progress"):
-                self._held.pop()
+        if self._held and _is_heartbeat(message) and _is_heartbeat(self._held[-1]):
+            self._held.pop()
         self._held.append(message)
+
+
+def _is_heartbeat(message: pb.GenerateResponse) -> bool:
+    return message.HasField("progress") and len(message.ListFields()) == 1
 
 
 class Speculation:

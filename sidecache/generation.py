@@ -315,7 +315,7 @@ class GenerationStream:
         Raises:
             SidecacheError: it is not to be had.
         """
-        if self._resumption is None or self._gave_up:
+        if self._resumption is None or self._was_given_up():
             raise lost
         left_s = self._timeout_s - (time.perf_counter() - self._started_at)
         try:
@@ -323,7 +323,7 @@ class GenerationStream:
         except asyncio.CancelledError:
             raise_if_only_the_call_was_cancelled()
             raise
-        if self._gave_up:
+        if self._was_given_up():
             call.cancel()
             raise lost
         if self.started is None:
@@ -331,6 +331,10 @@ class GenerationStream:
         if self._span is not None:
             self._span.record_resumed(self.next_offset)
         return call
+
+    def _was_given_up(self) -> bool:
+        # Another task may say so at any time.
+        return self._gave_up
 
     def _note(self, event: pb.GenerateResponse) -> None:
         if event.HasField("delta"):
