@@ -76,7 +76,8 @@ async def hits(client: StreamClient, engine: CountingEngine, count: int) -> dict
 async def _store_known(client: StreamClient) -> None:
     known = [request(f"known question {number}") for number in range(16)]
     async with asyncio.timeout(20):
-        while any(s.source != pb.SOURCE_EXACT for s in await client.streams(known, 4)):
+        # Stores happen in the background; only another look tells.
+        while any(s.source != pb.SOURCE_EXACT for s in await client.streams(known, 4)):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 

@@ -375,7 +375,8 @@ def test_a_log_forgets_its_oldest() -> None:
     assert log.end == 400
     assert log.trimmed > 0
     assert log.size <= 2000 + 32 * 20
-    position, ids = log.trimmed, []
+    position = log.trimmed
+    ids: list[int] = []
     while position < log.end:
         position, message = log.take(position)
         ids += message.delta.token_ids
