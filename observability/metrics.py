@@ -118,6 +118,26 @@ class LookupMetrics:
         self._duration.record(duration_s, attributes)
 
 
+class SpeculationMetrics:
+    """Generations that were begun before the cache had answered; for the router."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._races = meter.create_counter(
+            names.SPECULATIONS,
+            unit="{generation}",
+            description="Generations begun before the lookup's answer, by what ended the race",
+        )
+
+    def ended(self, winner: Literal["hit", "miss", "worker"]) -> None:
+        """Record one race.
+
+        Args:
+            winner: a stored answer (the generation was for nothing), a miss that came
+                before the first token, or the worker's first token.
+        """
+        self._races.add(1, {names.SPECULATION_WINNER: winner})
+
+
 class StoreMetrics:
     """What the answer store takes in and gives up; for the sidecar.
 

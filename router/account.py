@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from opentelemetry import trace
+from opentelemetry.trace import SpanContext
 
 from observability import names
 from observability.metrics import CacheOutcome, GenerationMetrics, LookupMetrics, Source
@@ -26,12 +27,6 @@ _SOURCES: dict[int, Source] = {
     cache_pb2.TIER_EXACT: "exact",
     cache_pb2.TIER_SEMANTIC: "semantic",
 }
-# Reasons that are the sidecar's own word; anything else means it did not answer.
-_ANSWERED = frozenset(
-    name.removeprefix("MISS_REASON_").lower() for name in dict(cache_pb2.MissReason.items())
-)
-# No lookup was due, so there is no outcome to count.
-_NOT_LOOKED_UP = frozenset(("not_asked", "off"))
 
 
 class Accounts:
@@ -77,6 +72,8 @@ class Account:
         span = trace.get_current_span()
         if isinstance(outcome, Hit):
             self._source = _SOURCES[outcome.tier]
+            # A worker may have begun meanwhile, for nothing.
+            self._tape = None
             self._first_token_at = now
             self._output_tokens = sum(len(delta.token_ids) for delta in outcome.answer.deltas)
             self._prompt_tokens = outcome.answer.finished[0].usage.prompt_tokens
@@ -84,16 +81,18 @@ class Account:
             if span.is_recording():
                 span.set_attribute(names.CACHE_OUTCOME, _TIERS[outcome.tier])
                 span.set_attribute(names.CACHE_ENTRY_AGE_S, outcome.age.ToNanoseconds() / 1e9)
-        elif outcome.reason not in _NOT_LOOKED_UP:
-            kind: CacheOutcome = "miss" if outcome.reason in _ANSWERED else "unavailable"
+        elif outcome.was_looked_up:
+            kind: CacheOutcome = "miss" if outcome.is_told else "unavailable"
             self._accounts.lookups.looked_up(kind, duration_s, miss_reason=outcome.reason)
             if span.is_recording():
                 span.set_attribute(names.CACHE_OUTCOME, kind)
                 span.set_attribute(names.CACHE_MISS_REASON, outcome.reason)
 
-    def coalesced(self, tape: Tape) -> None:
+    def coalesced(self, tape: Tape, leader: SpanContext) -> None:
         """Tell that the answer is read along from another caller's stream."""
         self._source = "coalesced"
+        if leader.is_valid:
+            trace.get_current_span().add_link(leader)
         self._tape = tape
         self._joined_at = self._accounts.clock()
 

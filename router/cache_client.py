@@ -19,6 +19,15 @@ from sidecache.v1 import cache_pb2, cache_pb2_grpc
 
 log = logging.getLogger(__name__)
 
+
+def _reason_name(reason: "cache_pb2.MissReason.ValueType") -> str:
+    return cache_pb2.MissReason.Name(reason).removeprefix("MISS_REASON_").lower()
+
+
+# Reasons that are the sidecar's own word; anything else means it did not answer.
+_TOLD = frozenset(_reason_name(reason) for reason in cache_pb2.MissReason.values())
+# No lookup was due.
+_NOT_LOOKED_UP = frozenset(("not_asked", "off"))
 # Answers stored in one call.
 _BATCH = 32
 
@@ -47,6 +56,16 @@ class Miss:
 
     reason: str
     prefix: PrefixHint | None = None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the sidecar itself said so; otherwise it was not asked, or did not answer."""
+        return self.reason in _TOLD
+
+    @property
+    def was_looked_up(self) -> bool:
+        """Whether a stored answer was looked for, however that went."""
+        return self.reason not in _NOT_LOOKED_UP
 
 
 class Cache(Protocol):
@@ -242,7 +261,3 @@ def _speaks_of_the_sidecar(error: grpc.aio.AioRpcError, *, hurried: bool) -> boo
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return not hurried
     return code is not grpc.StatusCode.INVALID_ARGUMENT
-
-
-def _reason_name(reason: "cache_pb2.MissReason.ValueType") -> str:
-    return cache_pb2.MissReason.Name(reason).removeprefix("MISS_REASON_").lower()

@@ -6,10 +6,11 @@ may not be stored is not shared, and who wants no stored answer gets his own.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 
 from router.flight import Flight
+from router.flight_readers import Joined
 from router.relay import Reader
 from router.settings import FlightSettings
 from router.tape import Tape
@@ -17,6 +18,8 @@ from router.ticket import Ticket
 from sidecache.errors import NotFound
 
 Generate = Callable[[Reader], Awaitable[None]]
+
+_NAME_SHOWN = 128
 
 
 class Flights:
@@ -26,27 +29,53 @@ class Flights:
         settings: what is shared, and for how long a lost client may come back.
         max_log_bytes: what a flight remembers.
         reader_stall_s: a reader that takes nothing for this long is cut off.
+        max_flight_s: longest a generation may take that others may share.
     """
 
-    def __init__(self, settings: FlightSettings, max_log_bytes: int, reader_stall_s: float) -> None:
+    def __init__(
+        self,
+        settings: FlightSettings,
+        max_log_bytes: int,
+        reader_stall_s: float,
+        max_flight_s: float,
+    ) -> None:
         self.settings = settings
         self._max_log_bytes = max_log_bytes
         self.reader_stall_s = reader_stall_s
-        # By tenant and exact key.
-        self._shared: dict[tuple[str, bytes], Flight] = {}
+        self._max_flight_s = max_flight_s
+        # By exact key, which has the tenant in it.
+        self._shared: dict[bytes, Flight] = {}
+        # Those of them that have ended, oldest first.
+        self._ended: deque[Flight] = deque()
         # By request id, oldest first.
         self._kept: OrderedDict[str, Flight] = OrderedDict()
         # Of those whom nobody reads.
         self._expiry: dict[str, asyncio.TimerHandle] = {}
 
-    def to_join(self, ticket: Ticket) -> Flight | None:
-        """The flight whose answer is this request's too, if there is one."""
-        if ticket.key is None or not ticket.may_look_up or not self._shared:
+    def to_join(self, ticket: Ticket, *, has_missed: bool = False) -> Flight | None:
+        """The flight whose answer is this request's too, if there is one.
+
+        Args:
+            ticket: the request.
+            has_missed: the cache was asked and gave no answer. One that has just ended
+                will do then: its answer is on its way there.
+        """
+        if not self._shared or ticket.key is None or not ticket.may_look_up:
             return None
-        flight = self._shared.get((ticket.tenant, ticket.key.exact))
-        if flight is None or flight.is_over or not flight.is_whole:
+        flight = self._shared.get(ticket.key.exact)
+        if flight is None or not flight.may_be_joined or not _suits(flight, ticket):
+            return None
+        if flight.is_over and not (has_missed and self._is_fresh(flight)):
             return None
         return flight if flight.readers < self.settings.max_readers else None
+
+    def timeout_s(self, ticket: Ticket) -> float:
+        """How long a worker may take: who joins may have more time than who began.
+
+        A generation that nobody reads any more is cancelled, so the first reader's own
+        deadline frees the worker as soon as it has passed.
+        """
+        return self._max_flight_s if self._may_be_shared(ticket) else ticket.timeout_s
 
     async def join(self, flight: Flight, ticket: Ticket, reader: Reader) -> None:
         """Read along until the stream ends.
@@ -56,7 +85,7 @@ class Flights:
         """
         flight.readers += 1
         try:
-            await flight.join(ticket, reader, self.reader_stall_s)
+            await flight.join(Joined(ticket, reader), self.reader_stall_s)
         finally:
             await self._left(flight)
 
@@ -72,16 +101,17 @@ class Flights:
         Raises:
             SidecacheError: what ended the stream, or this reader's own stall.
         """
-        if not self._is_worth_a_flight(ticket):
+        if not self._may_be_shared(ticket) and not ticket.attach_window_s:
             await generate(reader)
             return
         flight = Flight(ticket, tape, self._max_log_bytes)
         self._register(flight)
         flight.readers += 1
-        flight.take_off(lambda: generate(flight), reader)
+        flight.take_off(generate, reader)
         try:
             await flight.lead(self.reader_stall_s)
         finally:
+            flight.first_has_left()
             await self._left(flight)
 
     async def attach(self, tenant: str, request_id: str, offset: int, reader: Reader) -> None:
@@ -96,7 +126,7 @@ class Flights:
             raise NotFound(
                 "no stream of yours has this id, or it ended too long ago; send the request again",
                 kind="stream",
-                name=request_id[:128],
+                name=request_id[:_NAME_SHOWN],
             )
         if (expiry := self._expiry.pop(request_id, None)) is not None:
             expiry.cancel()
@@ -111,35 +141,69 @@ class Flights:
         while self._kept:
             self._drop(*self._kept.popitem())
 
-    def _is_worth_a_flight(self, ticket: Ticket) -> bool:
-        return self._may_be_shared(ticket) or ticket.attach_window_s > 0
+    def _is_fresh(self, flight: Flight) -> bool:
+        return self._loop_time() - flight.ended_at <= self.settings.linger_s
+
+    @staticmethod
+    def _loop_time() -> float:
+        return asyncio.get_running_loop().time()
 
     def _may_be_shared(self, ticket: Ticket) -> bool:
-        return self.settings.single_flight and ticket.key is not None and ticket.may_store
+        return self.settings.single_flight and ticket.may_store and ticket.key is not None
 
     def _register(self, flight: Flight) -> None:
         ticket = flight.ticket
         if self._may_be_shared(ticket) and ticket.key is not None:
-            self._shared[ticket.tenant, ticket.key.exact] = flight
+            self._shared[ticket.key.exact] = flight
         if ticket.attach_window_s:
             self._kept[ticket.request_id] = flight
-            while len(self._kept) > self.settings.max_kept:
-                self._drop(*self._kept.popitem(last=False))
+            self._keep_within_bounds()
+
+    def _keep_within_bounds(self) -> None:
+        settings = self.settings
+        while len(self._kept) > settings.max_kept or self._kept_bytes() > settings.max_kept_bytes:
+            self._drop(*self._kept.popitem(last=False))
+
+    def _kept_bytes(self) -> int:
+        """Of the streams that nobody reads; one that runs counts as what it may become."""
+        unread = (self._kept[request_id] for request_id in self._expiry)
+        return sum(f.log_bytes if f.is_over else self._max_log_bytes for f in unread)
 
     async def _left(self, flight: Flight) -> None:
         """A reader is gone: with the last one the generation ends, or waits for his return."""
         flight.readers -= 1
         if flight.readers:
             return
-        window_s = flight.ticket.attach_window_s
-        if window_s and self._kept.get(flight.ticket.request_id) is flight:
-            expire = asyncio.get_running_loop().call_later(window_s, self._expire, flight)
-            self._expiry[flight.ticket.request_id] = expire
+        if self._is_kept(flight):
+            self._await_return(flight)
             if not flight.is_over:
                 return
-        self._forget_shared(flight)
-        if not flight.is_over:
+        if flight.is_over:
+            self._linger(flight)
+        else:
+            self._forget_shared(flight)
             await flight.cancel()
+
+    def _is_kept(self, flight: Flight) -> bool:
+        return bool(self._kept) and self._kept.get(flight.ticket.request_id) is flight
+
+    def _await_return(self, flight: Flight) -> None:
+        flight.nobody_reads()
+        ticket = flight.ticket
+        expire = asyncio.get_running_loop().call_later(ticket.attach_window_s, self._expire, flight)
+        self._expiry[ticket.request_id] = expire
+        self._keep_within_bounds()
+
+    def _linger(self, flight: Flight) -> None:
+        """Let who missed in the cache just before the answer was stored still find it."""
+        is_stored = flight.may_be_joined and flight.tape.is_storable
+        if not is_stored or flight.log_bytes > self.settings.max_linger_bytes:
+            self._forget_shared(flight)
+            return
+        ended, since = self._ended, self._loop_time() - self.settings.linger_s
+        ended.append(flight)
+        while ended and (len(ended) > self.settings.max_lingering or ended[0].ended_at < since):
+            self._forget_shared(ended.popleft())
 
     def _expire(self, flight: Flight) -> None:
         self._forget_shared(flight)
@@ -156,5 +220,16 @@ class Flights:
 
     def _forget_shared(self, flight: Flight) -> None:
         key = flight.ticket.key
-        if key is not None and self._shared.get((flight.ticket.tenant, key.exact)) is flight:
-            del self._shared[flight.ticket.tenant, key.exact]
+        if key is not None and self._shared.get(key.exact) is flight:
+            del self._shared[key.exact]
+
+
+def _suits(flight: Flight, ticket: Ticket) -> bool:
+    """Whether the flight's pace and its tokens are what this request asks for."""
+    if ticket.only_if_cached:
+        return False
+    if flight.tape.is_inexact:
+        return False
+    # Not yet begun, and queued behind what this caller need not wait for.
+    hurries = ticket.request.priority > flight.ticket.request.priority
+    return bool(flight.tape.tokens) or not hurries

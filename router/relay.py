@@ -72,6 +72,7 @@ class Relay:
         hint: PrefixHint | None = None,
         *,
         to_idlest: bool = False,
+        timeout_s: float | None = None,
     ) -> Worker:
         """Pass one whole generation on, and return the worker that ended it.
 
@@ -81,6 +82,7 @@ class Relay:
             context: gets it.
             hint: what the sidecar knows of the prompt.
             to_idlest: whatever the policy, to the worker with the fewest streams.
+            timeout_s: bound of the generation; None: what is left of the ticket's.
 
         Raises:
             NoHealthyWorker: nothing was sent; nobody could take the request.
@@ -89,7 +91,7 @@ class Relay:
             SidecacheError: what the worker itself found wrong with the request.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + ticket.timeout_s
+        deadline = loop.time() + (ticket.timeout_s if timeout_s is None else timeout_s)
         prompt = RoutedPrompt(ticket, hint)
         attempts = Attempts(self._pool, self.limits, self._recovery, ticket, tape)
         while True:

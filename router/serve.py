@@ -12,7 +12,7 @@ import grpc
 
 from observability.channel import open_channel
 from observability.listening import is_local
-from observability.metrics import DroppedStoreMetrics, SplitMetrics
+from observability.metrics import DroppedStoreMetrics, SpeculationMetrics, SplitMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from router.account import Accounts
@@ -34,6 +34,7 @@ from router.relay import Relay
 from router.routing.configured import make_configured
 from router.service import InferenceServicer
 from router.settings import RouterSettings
+from router.speculation import Speculation
 from router.splits.shadow import Shadows
 from router.splits.splits import Splits
 from router.tenant_salt import TenantSalt
@@ -85,7 +86,12 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
         shadows = Shadows(splits, relay, pool, settings.limits, clock)
-        flights = Flights(settings.flights, max_answer_bytes, settings.limits.reader_stall_s)
+        flights = Flights(
+            settings.flights,
+            max_answer_bytes,
+            settings.limits.reader_stall_s,
+            settings.limits.max_request_s,
+        )
         inference = InferenceServicer(
             door,
             admission,
@@ -101,6 +107,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             flights,
             splits,
             shadows,
+            _speculation(settings, telemetry),
         )
         admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock), splits)
 
@@ -142,6 +149,13 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.lookup.store_timeout_s):
                     await cache.flush()
+
+
+def _speculation(settings: RouterSettings, telemetry: Telemetry) -> Speculation | None:
+    head_start_s = settings.lookup.speculative_start_s
+    if head_start_s is None:
+        return None
+    return Speculation(head_start_s, SpeculationMetrics(telemetry.meter))
 
 
 @asynccontextmanager

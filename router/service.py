@@ -11,13 +11,14 @@ from router.auditor import Auditor
 from router.cache_client import Cache, Hit, Miss
 from router.cache_desk import CacheDesk
 from router.door import Door
-from router.flight import Reattached
+from router.flight_readers import Reattached
 from router.flights import Flights
 from router.pool import WorkerPool
 from router.prefix import PrefixHint
 from router.relay import Reader, Relay
 from router.replay import replay
 from router.settings import LimitSettings
+from router.speculation import Speculation
 from router.splits.shadow import Shadows
 from router.splits.splits import Splits
 from router.tape import Tape
@@ -48,6 +49,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         flights: Flights,
         splits: Splits,
         shadows: Shadows,
+        speculation: Speculation | None = None,
     ) -> None:
         self._splits = splits
         self._shadows = shadows
@@ -63,6 +65,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._clock = clock
         self._auditor = auditor
         self._flights = flights
+        self._speculation = speculation
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Answer one prompt: from the cache if it knows, else from a worker."""
@@ -70,40 +73,61 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         with self._admission.admit(ticket.tenant), self._accounts.open(ticket) as account:
             if await self._read_along(ticket, account, context):
                 return
-            outcome = await self._cache.lookup(ticket)  # a sick cache is a Miss
-            account.looked_up(outcome)
+            outcome = await self._look_up(ticket, account, context)  # a sick cache is a Miss
             match outcome:
+                case None:
+                    pass  # a worker had its first token before the cache had an answer
                 case Hit():
                     await replay(outcome, ticket, context, self.limits.reader_stall_s)
                     self._auditor.audit_soon(ticket, outcome)
                 case Miss() if ticket.only_if_cached:
                     raise NotCached("no stored answer, and only-if-cached was asked for")
                 case Miss():
-                    if not await self._read_along(ticket, account, context):
+                    missed = outcome.was_looked_up
+                    if not await self._read_along(ticket, account, context, has_missed=missed):
                         await self._generate(ticket, outcome.prefix, account, context)
 
-    async def _read_along(self, ticket: Ticket, account: Account, context: Context) -> bool:
+    async def _look_up(
+        self, ticket: Ticket, account: Account, context: Context
+    ) -> Hit | Miss | None:
+        """Ask the cache. None: that took long, and a worker has answered meanwhile."""
+        lookup = self._cache.lookup(ticket)
+        if self._speculation is not None and not ticket.only_if_cached:
+            return await self._speculation.race(
+                lookup,
+                lambda reader: self._generate(ticket, None, account, reader),
+                context,
+                account.looked_up,
+            )
+        outcome = await lookup
+        account.looked_up(outcome)
+        return outcome
+
+    async def _read_along(
+        self, ticket: Ticket, account: Account, context: Context, *, has_missed: bool = False
+    ) -> bool:
         """Take part in the generation under way for the same question, if there is one."""
-        flight = self._flights.to_join(ticket)
+        flight = self._flights.to_join(ticket, has_missed=has_missed)
         if flight is None:
             return False
-        account.coalesced(flight.tape)
+        account.coalesced(flight.tape, flight.span)
         await self._flights.join(flight, ticket, context)
         return True
 
     async def _generate(
-        self, ticket: Ticket, hint: PrefixHint | None, account: Account, context: Context
+        self, ticket: Ticket, hint: PrefixHint | None, account: Account, reader: Reader
     ) -> None:
         """Have a worker answer, for this caller and for those who join."""
         tape = account.follow(Tape(ticket, self._max_answer_bytes, self._clock))
         self._shadows.copy_soon(ticket)
+        timeout_s = self._flights.timeout_s(ticket)
 
-        async def generate(reader: Reader) -> None:
-            worker = await self._relay.stream(ticket, tape, reader, hint)
+        async def generate(to: Reader) -> None:
+            worker = await self._relay.stream(ticket, tape, to, hint, timeout_s=timeout_s)
             answer = tape.answer(worker.name, ticket.model.revision)
             self._cache.store_soon(ticket, answer)  # whole answers only
 
-        await self._flights.fly(ticket, tape, context, generate)
+        await self._flights.fly(ticket, tape, reader, generate)
 
     async def Attach(self, request: pb.AttachRequest, context: Context) -> None:
         """Go on with a stream of the caller's whose connection was lost."""

@@ -139,6 +139,14 @@ class FlightSettings(SettingsPart):
     """Of one generation; the next caller gets his own."""
     max_kept: Annotated[int, Field(ge=1)] = 256
     """Streams whose clients may come back, running and ended ones together."""
+    max_kept_bytes: Annotated[int, Field(ge=1)] = 64 << 20
+    """Of those that nobody reads; one that still runs counts as lookup.max_answer_bytes."""
+    linger_s: Seconds = 0.25
+    """An ended stream is shared for so long: its answer is on its way to the cache."""
+    max_lingering: Annotated[int, Field(ge=0)] = 512
+    """Ended streams that are still shared."""
+    max_linger_bytes: Annotated[int, Field(ge=0)] = 32 << 10
+    """A longer one is not shared once it has ended."""
 
 
 class LookupSettings(SettingsPart):
@@ -146,6 +154,9 @@ class LookupSettings(SettingsPart):
 
     lookup_timeout_s: PositiveSeconds = 0.05
     """A later answer counts as a miss."""
+    speculative_start_s: PositiveSeconds | None = None
+    """Start a worker as well when the sidecar has not answered for so long; a stored answer
+    that comes before the first token wins. Unset: wait for the sidecar."""
     store_timeout_s: PositiveSeconds = 2.0
     """Bound of one background store call."""
     max_pending_stores: Annotated[int, Field(ge=1)] = 256

@@ -88,13 +88,15 @@ class Tape:
         """The ends of the choices, in the order they came."""
         return self._finished
 
+    @property
+    def is_storable(self) -> bool:
+        """Whether an answer that has ended is whole, exact, and not too large to store."""
+        is_whole = all(end.reason in _WHOLE for end in self._finished)
+        return self._records and not self.is_inexact and is_whole
+
     def answer(self, worker: str, revision: str) -> cache_pb2.Answer | None:
         """The whole answer, or None where it may not be stored."""
-        if (
-            not self._records
-            or self.is_inexact
-            or any(end.reason not in _WHOLE for end in self._finished)
-        ):
+        if not self.is_storable:
             return None
         return cache_pb2.Answer(
             deltas=self._deltas,

@@ -40,6 +40,14 @@ from sidecache.generation import (
     Source,
     raise_if_only_the_call_was_cancelled,
 )
+from sidecache.resumption import (
+    DEFAULT_WINDOW_S,
+    AttachedCall,
+    Call,
+    Metadata,
+    Resumption,
+    window_of,
+)
 from sidecache.transport import ClientTls, open_channel
 from sidecache.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
 from sidecache.v1 import inference_pb2 as pb
@@ -164,6 +172,7 @@ class SidecacheClient:
         prompt: Prompt | None = None,
         *,
         timeout_s: float | None = None,
+        resume: bool = False,
         **options: Unpack[GenerateOptions],
     ) -> GenerationStream:
         """Stream one generation; use the result in ``async with``.
@@ -173,19 +182,23 @@ class SidecacheClient:
                 messages (``ChatMessage``, or mappings with role and content).
                 ``text=`` or ``token_ids=`` take its place.
             timeout_s: the deadline of the whole generation; it reaches the engine.
+            resume: go on by itself, token for token, when the connection is lost; the
+                router is asked to keep the stream for ``attach_window_s`` (15 s).
             options: see :class:`GenerateOptions`.
 
         Raises:
             InvalidRequest: at once, for what no server needs to see. Every other
                 error comes from iterating over the stream.
         """
-        return self.stream(build_request(prompt, options), timeout_s=timeout_s)
+        request = build_request(prompt, options)
+        return self.stream(request, timeout_s=timeout_s, resume=resume)
 
     async def complete(
         self,
         prompt: Prompt | None = None,
         *,
         timeout_s: float | None = None,
+        resume: bool = False,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Wait for a whole answer; takes what :meth:`generate` takes.
@@ -193,21 +206,68 @@ class SidecacheClient:
         Raises:
             SidecacheError: whatever ended the generation before its end.
         """
-        async with self.generate(prompt, timeout_s=timeout_s, **options) as stream:
+        async with self.generate(prompt, timeout_s=timeout_s, resume=resume, **options) as stream:
             return await stream.complete()
 
     def stream(
-        self, request: pb.GenerateRequest, *, timeout_s: float | None = None
+        self,
+        request: pb.GenerateRequest,
+        *,
+        timeout_s: float | None = None,
+        resume: bool = False,
     ) -> GenerationStream:
-        """Stream a generation whose request you built yourself, any field of it."""
+        """Stream a generation whose request you built yourself, any field of it.
+
+        Raises:
+            InvalidRequest: ``resume`` of several choices.
+        """
+        resumption = self._resumption(window_of(request)) if resume else None
+        return self._new_stream(self._open.inference.Generate, request, timeout_s, resumption)
+
+    def attach(
+        self, request_id: str, offset: int = 0, *, timeout_s: float | None = None
+    ) -> GenerationStream:
+        """Go on with a stream whose connection was lost; its request had an ``attach_window_s``.
+
+        Args:
+            request_id: ``stream.started.request_id``, which names the router too.
+            offset: ``stream.next_offset``, the tokens received; 0 is all of it again.
+            timeout_s: the deadline of what is left.
+
+        Raises:
+            InvalidRequest: from iterating: no message of the stream ended at this offset.
+            NotFound: from iterating: the stream is not there any more, or not yours.
+        """
+        resumption = self._resumption(DEFAULT_WINDOW_S, request_id)
+
+        def method(
+            _request: pb.GenerateRequest, *, timeout: float, metadata: Metadata
+        ) -> AttachedCall:
+            return resumption.attach(offset, timeout, metadata)
+
+        return self._new_stream(method, pb.GenerateRequest(), timeout_s, resumption, offset)
+
+    def _resumption(self, window_s: float, request_id: str = "") -> Resumption:
+        return Resumption(self._open.inference.Attach, self._metadata, window_s, request_id)
+
+    def _new_stream(
+        self,
+        method: Callable[..., Call],
+        request: pb.GenerateRequest,
+        timeout_s: float | None,
+        resumption: Resumption | None,
+        first_offset: int = 0,
+    ) -> GenerationStream:
         return GenerationStream(
-            self._open.inference.Generate,
+            method,
             request,
             metadata=self._metadata,
             timeout_s=self._timeout_s if timeout_s is None else timeout_s,
             tracer=self._tracer,
             address=self.address,
             siblings=self._streams,
+            resumption=resumption,
+            first_offset=first_offset,
         )
 
     async def models(self, *, timeout_s: float = UNARY_TIMEOUT_S) -> list[pb.Model]:

@@ -4,7 +4,7 @@ import asyncio
 import enum
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -19,14 +19,13 @@ from sidecache.errors import (
     from_rpc_error,
 )
 from sidecache.generation_span import GenerationSpan
+from sidecache.resumption import Call, Resumption
 from sidecache.stream_events import single_events
 from sidecache.stream_order import StreamOrder
 from sidecache.v1 import inference_pb2 as pb
 
 MAX_ANSWER_BYTES = 64 << 20
 """A whole answer larger than this is refused rather than gathered in memory."""
-
-GenerateMethod = grpc.aio.UnaryStreamMultiCallable[pb.GenerateRequest, pb.GenerateResponse]
 
 
 class _OpenEnum(enum.IntEnum):
@@ -145,7 +144,7 @@ class GenerationStream:
 
     def __init__(
         self,
-        method: GenerateMethod,
+        method: Callable[..., Call],
         request: pb.GenerateRequest,
         *,
         metadata: Sequence[tuple[str, str]],
@@ -153,6 +152,8 @@ class GenerationStream:
         tracer: trace.Tracer,
         address: str,
         siblings: "set[GenerationStream]",
+        resumption: Resumption | None = None,
+        first_offset: int = 0,
     ) -> None:
         self.started: pb.Started | None = None
         self.ttft_s: float | None = None
@@ -164,10 +165,12 @@ class GenerationStream:
         self._tracer = tracer
         self._address = address
         self._siblings = siblings
-        self._order = StreamOrder(request.n or 1)
-        self._call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse] | None = None
+        self._resumption = resumption
+        self._order = StreamOrder(request.n or 1, first_offset)
+        self._call: Call | None = None
         self._span: GenerationSpan | None = None
         self._ended = False
+        self._gave_up = False
         self._started_at = 0.0
 
     async def __aenter__(self) -> Self:
@@ -224,8 +227,19 @@ class GenerationStream:
         """Tokens received so far, all choices together."""
         return self._order.num_tokens
 
+    @property
+    def next_offset(self) -> int:
+        """The offset of the first choice's next token: where ``client.attach`` goes on."""
+        return self._order.next_offset
+
+    @property
+    def resumptions(self) -> int:
+        """How often the connection was lost and the stream went on."""
+        return self._resumption.count if self._resumption else 0
+
     def cancel(self) -> None:
         """Give up from another task: whoever iterates gets ``errors.Cancelled``."""
+        self._gave_up = True
         if self._call is not None:
             self._call.cancel()
 
@@ -278,17 +292,49 @@ class GenerationStream:
             raise RuntimeError("enter the generation first: `async with client.generate(…)`")
         if self._unread:
             return self._unread.popleft()
-        try:
-            message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        except asyncio.CancelledError:
-            raise_if_only_the_call_was_cancelled()
-            raise
+        message = await self._next_message(self._call)
         if not isinstance(message, pb.GenerateResponse):
             return None
         self._unread.extend(single_events(message))
         return self._unread.popleft()
+
+    async def _next_message(self, call: Call) -> object:
+        while not self._unread:
+            try:
+                return await call.read()
+            except grpc.aio.AioRpcError as error:
+                call = self._call = await self._resume(from_rpc_error(error))
+            except asyncio.CancelledError:
+                raise_if_only_the_call_was_cancelled()
+                raise
+        return self._unread.popleft()
+
+    async def _resume(self, lost: SidecacheError) -> Call:
+        """Attach to the stream again, from the first token that did not come.
+
+        Raises:
+            SidecacheError: it is not to be had.
+        """
+        if self._resumption is None or self._was_given_up():
+            raise lost
+        left_s = self._timeout_s - (time.perf_counter() - self._started_at)
+        try:
+            call, started = await self._resumption.resume(lost, self.next_offset, left_s)
+        except asyncio.CancelledError:
+            raise_if_only_the_call_was_cancelled()
+            raise
+        if self._was_given_up():
+            call.cancel()
+            raise lost
+        if self.started is None:
+            self._unread.append(started)
+        if self._span is not None:
+            self._span.record_resumed(self.next_offset)
+        return call
+
+    def _was_given_up(self) -> bool:
+        # Another task may say so at any time.
+        return self._gave_up
 
     def _note(self, event: pb.GenerateResponse) -> None:
         if event.HasField("delta"):
@@ -299,6 +345,8 @@ class GenerationStream:
             return
         if event.HasField("started"):
             self.started = event.started
+            if self._resumption is not None:
+                self._resumption.request_id = event.started.request_id
         if self._span is not None:
             self._span.record(event)
 

@@ -61,6 +61,11 @@ class GenerationSpan:
         if self._recording:
             self._span.set_attribute(_RESPONSE + "time_to_first_chunk", ttft_s)
 
+    def record_resumed(self, offset: int) -> None:
+        """Note that the connection was lost and the stream went on from this token."""
+        if self._recording:
+            self._span.add_event("sidecache.resumed", {"sidecache.offset": offset})
+
     def fail(self, error: SidecacheError) -> None:
         """Mark the span with an error's reason; its text may hold content and stays out."""
         if self._recording:

@@ -13,17 +13,24 @@ class StreamOrder:
 
     Args:
         num_choices: how many choices the request asked for.
+        first_offset: where a stream that is gone on with begins.
     """
 
-    def __init__(self, num_choices: int = 1) -> None:
+    def __init__(self, num_choices: int = 1, first_offset: int = 0) -> None:
         self.started = False
-        self._next_offset = [0] * num_choices
+        self._first_offset = first_offset
+        self._next_offset = [first_offset] * num_choices
         self._finished = [False] * num_choices
 
     @property
     def num_tokens(self) -> int:
         """Tokens received so far, all choices together."""
-        return sum(self._next_offset)
+        return sum(self._next_offset) - self._first_offset * len(self._next_offset)
+
+    @property
+    def next_offset(self) -> int:
+        """Of the first choice."""
+        return self._next_offset[0]
 
     def check(self, event: pb.GenerateResponse) -> None:
         """Accept the next event.

@@ -1,0 +1,163 @@
+"""A worker starts before the cache has answered; whoever has the first token is heard.
+
+The lookup then costs a miss no more than the head start it is given. The price: where the
+answer turns out to be stored, a worker began for nothing (tail at scale: Dean and Barroso's
+hedged requests, with the cache as the other server).
+"""
+
+import asyncio
+import enum
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from observability.metrics import SpeculationMetrics
+from router.cache_client import Hit, Miss
+from router.relay import Reader
+from sidecache.v1 import inference_pb2 as pb
+
+OVERTAKEN = Miss("overtaken")
+"""What a lookup is called whose answer nobody waited for."""
+
+
+class _State(enum.Enum):
+    HOLDING = enum.auto()
+    OPEN = enum.auto()
+    LOST = enum.auto()
+
+
+class Gate:
+    """A reader that gets nothing until the stream has a token to offer.
+
+    Args:
+        reader: behind the gate.
+        opened: called when the first token opens it.
+    """
+
+    def __init__(self, reader: Reader, opened: Callable[[], object]) -> None:
+        self._reader = reader
+        self._opened = opened
+        self._state = _State.HOLDING
+        # `started`, `migrated` and the newest `progress` at most.
+        self._held: list[pb.GenerateResponse] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the stream is the answer."""
+        return self._state is _State.OPEN
+
+    def open(self) -> None:
+        """Let the stream through: there is no other answer."""
+        self._state = _State.OPEN
+
+    def shut(self) -> None:
+        """Drop the stream: another answer was faster."""
+        self._state = _State.LOST
+
+    async def write(self, message: pb.GenerateResponse) -> None:
+        """Hold a message, pass it on with those before it, or drop it."""
+        if self._state is _State.HOLDING:
+            if not message.HasField("delta") and not message.HasField("finished"):
+                self._hold(message)
+                return
+            self._state = _State.OPEN
+            self._opened()
+        if self._state is _State.LOST:
+            return
+        for held in self._held:
+            await self._reader.write(held)
+        self._held.clear()
+        await self._reader.write(message)
+
+    def _hold(self, message: pb.GenerateResponse) -> None:
+        if self._held and _is_heartbeat(message) and _is_heartbeat(self._held[-1]):
+            self._held.pop()
+        self._held.append(message)
+
+
+def _is_heartbeat(message: pb.GenerateResponse) -> bool:
+    return message.HasField("progress") and len(message.ListFields()) == 1
+
+
+class Speculation:
+    """Races the lookup against a worker, for requests whose lookup takes too long.
+
+    Args:
+        head_start_s: how long the lookup runs alone.
+        metrics: counts how the races end.
+    """
+
+    def __init__(self, head_start_s: float, metrics: SpeculationMetrics) -> None:
+        self._head_start_s = head_start_s
+        self._metrics = metrics
+
+    async def race(
+        self,
+        lookup: Coroutine[Any, Any, Hit | Miss],
+        generate: Callable[[Reader], Coroutine[Any, Any, None]],
+        reader: Reader,
+        tell: Callable[[Hit | Miss], None],
+    ) -> Hit | Miss | None:
+        """Look up, and generate as well if that takes long.
+
+        Args:
+            lookup: the cache's answer.
+            generate: streams a worker's answer to the reader it is given.
+            reader: gets it, if it is the faster one.
+            tell: called once, with what became of the lookup.
+
+        Returns:
+            What the lookup found; None: a worker has answered, and the reader has it all.
+
+        Raises:
+            SidecacheError: the generation failed, and the cache had no answer.
+        """
+        looking = asyncio.create_task(lookup, name="lookup")
+        try:
+            await asyncio.wait((looking,), timeout=self._head_start_s)
+            if looking.done():
+                outcome = looking.result()
+                tell(outcome)
+                return outcome
+            return await self._both(looking, generate, reader, tell)
+        finally:
+            looking.cancel()
+
+    async def _both(
+        self,
+        looking: "asyncio.Task[Hit | Miss]",
+        generate: Callable[[Reader], Coroutine[Any, Any, None]],
+        reader: Reader,
+        tell: Callable[[Hit | Miss], None],
+    ) -> Hit | None:
+        gate = Gate(reader, looking.cancel)
+        generating = asyncio.create_task(generate(gate), name="speculative generation")
+        try:
+            await asyncio.wait((looking, generating), return_when=asyncio.FIRST_COMPLETED)
+            if not gate.is_open and (hit := await self._hit(looking)) is not None:
+                gate.shut()
+                self._metrics.ended("hit")
+                tell(hit)
+                return hit
+            self._metrics.ended("worker" if gate.is_open else "miss")
+            tell(OVERTAKEN if looking.cancelled() or not looking.done() else looking.result())
+            gate.open()
+            await generating
+            return None
+        finally:
+            await _end(generating)
+
+    @staticmethod
+    async def _hit(looking: "asyncio.Task[Hit | Miss]") -> Hit | None:
+        """Wait for the lookup, if a worker has failed before it: it may still help."""
+        outcome = await looking
+        return outcome if isinstance(outcome, Hit) else None
+
+
+async def _end(generating: "asyncio.Task[None]") -> None:
+    """Cancel what still runs; returns when its worker has been told."""
+    if not generating.done():
+        generating.cancel()
+        await asyncio.wait((generating,))
+    if not generating.cancelled():
+        # Looked at, or asyncio reports it as lost; it was raised if it mattered.
+        generating.exception()
