@@ -59,6 +59,9 @@ PREFIX_HELD: Final = "sidecache.prefix.held"  # whether the best worker holds th
 PREFIX_STATE: Final = "sidecache.prefix.state"  # following, connecting, ...
 PREFIX_FAULT: Final = "sidecache.prefix.fault"  # gap, epoch, ...
 QUEUE_NAME: Final = "sidecache.queue.name"
+ADMISSION_OUTCOME: Final = "sidecache.admission.outcome"  # admitted, too_late, ...
+ADMISSION_STATE: Final = "sidecache.admission.state"  # running, waiting
+PRIORITY_CLASS: Final = "sidecache.priority_class"  # interactive, standard, batch
 RETRY_COUNT: Final = "sidecache.retry.count"
 PROMPT_TOKENS_CACHED: Final = "sidecache.prompt_tokens.cached"
 TELEMETRY_SIGNAL: Final = "sidecache.telemetry.signal"  # spans, metrics
@@ -87,6 +90,10 @@ PREFIX_WORKERS: Final = "sidecache.prefix.workers"
 PREFIX_EVENTS: Final = "sidecache.prefix.events"
 PREFIX_RESYNCS: Final = "sidecache.prefix.resyncs"
 QUEUE_DEPTH: Final = "sidecache.queue.depth"
+QUEUE_WAIT_DURATION: Final = "sidecache.queue.wait.duration"
+ADMISSION_DECISIONS: Final = "sidecache.admission.decisions"
+ADMISSION_TOKENS: Final = "sidecache.admission.tokens"
+ROUTER_DESIRED_WORKERS: Final = "sidecache.router.desired_workers"
 TELEMETRY_DROPPED: Final = "sidecache.telemetry.dropped"
 
 # Histogram boundaries in seconds, as the conventions give them.

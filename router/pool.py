@@ -51,7 +51,7 @@ class WorkerPool:
         self._settings = settings
         self._dispatcher = dispatcher
         self._goes_by_prefix = routing.policy in GO_BY_PREFIX
-        self._load_watch = LoadWatch(self._with_a_choice, routing)
+        self._load_watch = LoadWatch(self._all_ready, routing)
         self._connect = connect
         self._clock = clock
         self._default_model = default_model
@@ -160,9 +160,8 @@ class WorkerPool:
         """Take in how many tokens a prompt really had."""
         self._dispatcher.learn(model, prompt, prompt_tokens)
 
-    def _with_a_choice(self) -> list[Worker]:
-        """Workers whose load can matter: those that are not their model's only one."""
-        return [w for workers in self._ready.values() if len(workers) > 1 for w in workers]
+    def _all_ready(self) -> list[Worker]:
+        return [worker for workers in self._ready.values() for worker in workers]
 
     def has_idle_worker(self, model: ServedModel) -> bool:
         """Whether a ready worker of the model has no stream of this router."""
@@ -270,6 +269,8 @@ class WorkerPool:
         except grpc.aio.AioRpcError as error:
             log.debug("worker at %s does not answer: %s", worker.address, error.code())
             return False
+        # Before its first stream: admission goes by what it says of its slots.
+        await self._load_watch.ask(worker)
         worker.doubted.clear()
         watch = worker.health.Watch(  # type: ignore[attr-defined]  # its stubs lack Watch
             health_pb2.HealthCheckRequest(service=_HEALTH_SERVICE)

@@ -13,12 +13,13 @@ import grpc
 
 from observability.channel import open_channel
 from observability.listening import is_local
-from observability.metrics import DroppedStoreMetrics
+from observability.metrics import AdmissionMetrics, DroppedStoreMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from router.account import Accounts
 from router.admin import AdminServicer
-from router.admission import Admission
+from router.admission.gate import Admission
+from router.admission.scaler import Scaler
 from router.auditor import Auditor
 from router.auth import Insecure
 from router.cache_client import CacheClient, NoCache
@@ -63,13 +64,27 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         clock,
         settings.default_model,
     )
-    door = Door(keys or Insecure(), pool, settings.limits, clock, TenantSalt(settings.routing))
+    callers = keys or Insecure()
+    door = Door(callers, pool, settings.limits, clock, TenantSalt(settings.routing))
+    admission = Admission(
+        settings.admission,
+        clock,
+        lambda: pool.workers,
+        callers.limits_of,
+        settings.routing.bytes_per_token,
+    )
+    scaler = Scaler(admission.lanes, lambda: pool.workers, settings.scale, clock)
+    admission.report_to(
+        AdmissionMetrics(telemetry.meter, admission.waiting, admission.tokens, scaler.desired)
+    )
     async with AsyncExitStack() as stack:
         cache, desk = await stack.enter_async_context(_cache(settings, telemetry, pool))
         for part in (pool, cache, keys):
             if part is not None:
                 name = type(part).__name__
                 await stack.enter_async_context(_in_background(part.run(), name))
+        for work in (admission.run(pool.wait_for_change), scaler.run()):
+            await stack.enter_async_context(_in_background(work, "Admission"))
         await pool.wait_for_first_contact()
         relay = Relay(pool, settings.limits, settings.routing)
         max_answer_bytes = settings.lookup.max_answer_bytes
@@ -77,7 +92,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         flights = Flights(settings.flights, max_answer_bytes, settings.limits.reader_stall_s)
         inference = InferenceServicer(
             door,
-            Admission(settings.admission, clock),
+            admission,
             cache,
             desk,
             relay,
@@ -89,7 +104,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             auditor,
             flights,
         )
-        admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock))
+        admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock), admission, scaler)
 
         def register(server: grpc.aio.Server) -> None:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from router.admission.priority import PriorityClass
 from router.model import ServedModel
 from sidecache.key import RequestKey
 from sidecache.v1 import inference_pb2 as pb
@@ -16,6 +17,7 @@ class Ticket:
         key: None where the cache is neither asked nor told.
         timeout_s: what was left of the deadline at the door.
         opened_at: the router's clock at the door.
+        priority_class: of the caller's key.
         attach_window_s: how long a client whose connection was lost may come back.
     """
 
@@ -29,6 +31,7 @@ class Ticket:
     timeout_s: float
     opened_at: float
     attach_window_s: float = 0.0
+    priority_class: PriorityClass = PriorityClass.STANDARD
 
     @property
     def only_if_cached(self) -> bool:

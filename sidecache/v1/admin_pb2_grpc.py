@@ -64,6 +64,11 @@ class AdminServiceStub:
                 request_serializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixRequest.SerializeToString,
                 response_deserializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixResponse.FromString,
                 _registered_method=True)
+        self.GetScaleSignal = channel.unary_unary(
+                '/sidecache.v1.AdminService/GetScaleSignal',
+                request_serializer=sidecache_dot_v1_dot_admin__pb2.GetScaleSignalRequest.SerializeToString,
+                response_deserializer=sidecache_dot_v1_dot_admin__pb2.GetScaleSignalResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -112,6 +117,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetScaleSignal(self, request, context):
+        """What runs, waits and is refused, and how many workers that asks for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -144,6 +156,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.WarmPrefix,
                     request_deserializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixRequest.FromString,
                     response_serializer=sidecache_dot_v1_dot_admin__pb2.WarmPrefixResponse.SerializeToString,
+            ),
+            'GetScaleSignal': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetScaleSignal,
+                    request_deserializer=sidecache_dot_v1_dot_admin__pb2.GetScaleSignalRequest.FromString,
+                    response_serializer=sidecache_dot_v1_dot_admin__pb2.GetScaleSignalResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -308,6 +325,33 @@ class AdminService:
             '/sidecache.v1.AdminService/WarmPrefix',
             sidecache_dot_v1_dot_admin__pb2.WarmPrefixRequest.SerializeToString,
             sidecache_dot_v1_dot_admin__pb2.WarmPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetScaleSignal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecache.v1.AdminService/GetScaleSignal',
+            sidecache_dot_v1_dot_admin__pb2.GetScaleSignalRequest.SerializeToString,
+            sidecache_dot_v1_dot_admin__pb2.GetScaleSignalResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class AdminServiceStub:
     """Prefills a tenant's prompt on workers, so that the first to ask finds it in
     their KV caches; workers that hold most of it already are taken first.
     """
+    GetScaleSignal: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetScaleSignalRequest, _admin_pb2.GetScaleSignalResponse]
+    """What runs, waits and is refused, and how many workers that asks for."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -65,6 +67,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Prefills a tenant's prompt on workers, so that the first to ask finds it in
     their KV caches; workers that hold most of it already are taken first.
     """
+    GetScaleSignal: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetScaleSignalRequest, _admin_pb2.GetScaleSignalResponse]  # type: ignore[assignment]
+    """What runs, waits and is refused, and how many workers that asks for."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -117,5 +121,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Prefills a tenant's prompt on workers, so that the first to ask finds it in
         their KV caches; workers that hold most of it already are taken first.
         """
+
+    @_abc_1.abstractmethod
+    def GetScaleSignal(
+        self,
+        request: _admin_pb2.GetScaleSignalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetScaleSignalResponse, _abc.Awaitable[_admin_pb2.GetScaleSignalResponse]]:
+        """What runs, waits and is refused, and how many workers that asks for."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
