@@ -290,6 +290,7 @@ class AdmissionMetrics:
         """Record one request that was let in or refused.
 
         Args:
+            outcome: let in, or why not.
             priority_class: of its key.
             waited_s: for its turn, where it was let in.
         """

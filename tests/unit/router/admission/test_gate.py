@@ -53,7 +53,7 @@ class Gate:
         return self.admission.claim(ticket, tape, None)
 
 
-def test_a_full_router_refuses_and_says_when_to_come_back() -> None:
+async def test_a_full_router_refuses_and_says_when_to_come_back() -> None:
     """The bound holds, and retry_after_s follows the streams' real durations."""
     gate = Gate(max_streams=2)
     for _ in range(200):
@@ -71,7 +71,7 @@ def test_a_full_router_refuses_and_says_when_to_come_back() -> None:
     assert type(refused.value) is Overloaded
 
 
-def test_a_tenant_at_its_bound_leaves_room_for_others() -> None:
+async def test_a_tenant_at_its_bound_leaves_room_for_others() -> None:
     """One tenant's bound is its own; the keys file's goes before the setting."""
     gate = Gate(TenantLimits(max_in_flight=1), max_streams=8)
     with gate.admit("greedy"):
@@ -82,7 +82,7 @@ def test_a_tenant_at_its_bound_leaves_room_for_others() -> None:
     assert refused.value.subject == "tenant:greedy"
 
 
-def test_a_place_is_given_back_whatever_ended_the_stream() -> None:
+async def test_a_place_is_given_back_whatever_ended_the_stream() -> None:
     """An error inside the block frees its place."""
     gate = Gate(max_streams=1)
     for _ in range(3):
@@ -91,7 +91,7 @@ def test_a_place_is_given_back_whatever_ended_the_stream() -> None:
     assert gate.admission.streams == 0
 
 
-def test_requests_a_minute_are_refused_with_a_time_and_told_in_metadata() -> None:
+async def test_requests_a_minute_are_refused_with_a_time_and_told_in_metadata() -> None:
     """The third of two a minute waits half a minute; refusals say what is left too."""
     gate = Gate(TenantLimits(requests_per_minute=2))
     for _ in range(2):
