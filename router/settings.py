@@ -47,8 +47,9 @@ class AdmissionSettings(SettingsPart):
     """Their tokens (prompt and max_tokens); unset: what the workers' KV caches hold."""
     kv_overcommit: Annotated[float, Field(gt=0, le=100)] = 2.0
     """Tokens let in for each that the KV caches hold: answers end early, prompts share prefixes."""
-    ahead: Annotated[int, Field(ge=0, le=1024)] = 1
-    """Sequences beyond a worker's slots that wait there, so that no slot waits for the router."""
+    ahead: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Sequences beyond a worker's slots that wait there: no slot waits for the router, but those
+    that do wait at the worker are in no order and no estimate."""
     min_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Of a worker's slots that this router uses, however many streams other routers have there."""
     max_queue: Annotated[int, Field(ge=1)] = 1024

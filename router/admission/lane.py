@@ -12,6 +12,9 @@ from sidecache.errors import Overloaded
 # Weight of the newest stream in the averages.
 _SMOOTHING = 0.05
 _MIN_RETRY_S = 0.01
+# Of the time a claim has, how much its expected wait may take: who is let in shall not
+# wait in vain because the estimate was a little short.
+_CAUTION = 0.85
 
 
 class LateRefusal(Overloaded):
@@ -194,10 +197,10 @@ class Lane:
 
     def _refuse_what_is_late(self, claim: Claim, allowed_s: float) -> None:
         expected_s = self.expected_wait_s(claim)
-        if expected_s > allowed_s:
+        if expected_s > allowed_s * _CAUTION:
             raise Overloaded(
                 f"it would start in {expected_s:.1f} s, and may wait {max(0.0, allowed_s):.1f} s",
-                retry_after_s=max(_MIN_RETRY_S, expected_s - allowed_s),
+                retry_after_s=max(_MIN_RETRY_S, expected_s - allowed_s * _CAUTION),
             )
 
     def _make_room(self, claim: Claim) -> None:

@@ -148,17 +148,17 @@ async def test_a_client_that_leaves_lets_a_smaller_one_in() -> None:
 
 
 async def test_what_cannot_start_in_time_is_refused_at_once_with_a_time() -> None:
-    """One slot, streams of a second: the fifth may not wait three, and hears when it may."""
+    """One slot, streams of a second: the fifth would take all of its time, and hears when not."""
     lane, clock = make_lane(slots=1)
     await teach_pace(lane, clock)
     await lane.acquire(claim(), 10.0)
     waiting = [asyncio.create_task(lane.acquire(claim(), 10.0)) for _ in range(3)]
     await pause()
     with pytest.raises(Overloaded, match=r"start in 4\.0 s") as refused:
-        await lane.acquire(claim(), 3.0)
-    assert refused.value.retry_after_s == pytest.approx(1.0)
+        await lane.acquire(claim(), 4.0)
+    assert refused.value.retry_after_s == pytest.approx(4.0 - 0.85 * 4.0)
     # Another tenant's turn comes sooner, so it is let in under the same deadline.
-    quiet = asyncio.create_task(lane.acquire(claim("quiet"), 3.0))
+    quiet = asyncio.create_task(lane.acquire(claim("quiet"), 4.0))
     await pause()
     assert lane.waiting == 4
     for task in (*waiting, quiet):
