@@ -331,6 +331,13 @@ class SidecacheClient:
         """
         return await self._call(self._open.admin.WarmPrefix, request, timeout_s)
 
+    async def scale_signal(
+        self, *, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> admin_pb2.GetScaleSignalResponse:
+        """What runs, waits and is refused, and how many workers that asks for; admin only."""
+        stub = self._open.admin.GetScaleSignal
+        return await self._call(stub, admin_pb2.GetScaleSignalRequest(), timeout_s)
+
     @property
     def _open(self) -> "_Stubs":
         if self._stubs is None:
