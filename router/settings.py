@@ -69,7 +69,11 @@ class ScaleSettings(SettingsPart):
     target_utilization: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Of the workers' slots, so that a burst finds some free."""
     target_wait_s: PositiveSeconds = 1.0
-    """Longest wait for a turn that is in order."""
+    """Wait of the queue that is in order."""
+    drain_s: PositiveSeconds = 30.0
+    """In which a queue that waits longer than that is to be emptied."""
+    rate_tau_s: PositiveSeconds = 15.0
+    """Over which the rate of arrivals is smoothed."""
     target_kv_usage: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Of the workers' KV caches."""
     min_workers: Annotated[int, Field(ge=0)] = 1

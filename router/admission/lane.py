@@ -69,7 +69,8 @@ class Lane:
     Attributes:
         held_slots: sequences of those that are held.
         held_tokens: that they reserve.
-        refused_slots: sequences refused so far, because they could not start in time.
+        asked_slots: sequences asked for so far.
+        refused_slots: of those, refused because they could not start in time.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Lane:
         self._pace = _Pace()
         self.held_slots = 0
         self.held_tokens = 0
+        self.asked_slots = 0
         self.refused_slots = 0
 
     @property
@@ -148,6 +150,7 @@ class Lane:
         Raises:
             Overloaded: it could not start in time, or too many wait.
         """
+        self.asked_slots += claim.slots
         capacity = self._capacity()
         # Without a worker there is nothing to wait for: who leases one says so.
         if (not self._queue and self._fits(claim, capacity)) or not capacity.workers:

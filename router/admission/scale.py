@@ -8,11 +8,11 @@ Kubernetes HPA's stabilization window does it.
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from router.settings import ScaleSettings
 
-Reason = Literal["none", "running", "waiting", "refused", "kv_cache", "bounds"]
+Reason = Literal["none", "running", "offered", "waiting", "kv_cache", "bounds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Demand:
         slots: of all of them; 0: not known.
         running: sequences at workers.
         waiting: sequences that wait for their turn.
-        expected_wait_s: of one more request.
-        refused: sequences that would run beside them now, had they not been refused.
+        arrivals_per_s: sequences asked for, those refused too.
+        hold_s: how long one is held; 0: not known.
         kv_usage: share of KV blocks in use, the mean of the workers; None: not known.
     """
 
@@ -33,34 +33,50 @@ class Demand:
     slots: int
     running: int
     waiting: int = 0
-    expected_wait_s: float = 0.0
-    refused: float = 0.0
+    arrivals_per_s: float = 0.0
+    hold_s: float = 0.0
     kv_usage: float | None = None
+
+
+class ArrivalRate:
+    """Arrivals a second, smoothed exponentially over the last moments.
+
+    Args:
+        tau_s: after this long an arrival counts 1/e of itself.
+    """
+
+    def __init__(self, tau_s: float) -> None:
+        self._tau_s = tau_s
+        self.per_s = 0.0
+
+    def update(self, arrived: int, elapsed_s: float) -> float:
+        """Take in how many came in the time since the last look; returns the rate."""
+        share = -math.expm1(-elapsed_s / self._tau_s)
+        self.per_s += share * (arrived / elapsed_s - self.per_s)
+        return self.per_s
 
 
 def desired_workers(demand: Demand, objectives: ScaleSettings) -> tuple[int, Reason]:
     """So many workers bring this demand within its objectives, and what asks for the most.
 
-    Those that run take their share of slots; of those that wait as many more workers as it
-    takes to start them within ``target_wait_s``, and never more than would run all of them
-    at once.
+    Slots are needed for what runs, or for what arrives by Little's law (rate times duration),
+    whichever is more: where many are refused the second is. A queue whose wait is
+    beyond the objective needs as many more as empty it within ``drain_s``.
     """
     if not demand.workers or not demand.slots:
         return _bounded(max(1, demand.workers), "none", objectives)
     usable = demand.slots / demand.workers * objectives.target_utilization
-    found: list[tuple[int, Reason]] = [(math.ceil(demand.running / usable), "running")]
-    if demand.waiting:
-        at_once = math.ceil((demand.running + demand.waiting) / usable)
-        in_time = math.ceil(demand.workers * demand.expected_wait_s / objectives.target_wait_s)
-        found.append((min(at_once, max(in_time, found[0][0])), "waiting"))
-    if demand.refused:
-        everybody = demand.running + demand.waiting + demand.refused
-        found.append((math.ceil(everybody / usable), "refused"))
+    offered = demand.arrivals_per_s * demand.hold_s
+    slots, reason = max((float(demand.running), "running"), (offered, "offered"))
+    if demand.waiting * demand.hold_s / demand.slots > objectives.target_wait_s:
+        slots += demand.waiting * demand.hold_s / objectives.drain_s
+        reason = "waiting"
+    number = math.ceil(slots / usable)
     if demand.kv_usage is not None:
-        wanted = demand.workers * demand.kv_usage / objectives.target_kv_usage
-        found.append((math.ceil(wanted), "kv_cache"))
-    number, reason = max(found, key=lambda pair: pair[0])
-    return _bounded(number, reason, objectives)
+        for_cache = math.ceil(demand.workers * demand.kv_usage / objectives.target_kv_usage)
+        if for_cache > number:
+            number, reason = for_cache, "kv_cache"
+    return _bounded(number, cast("Reason", reason), objectives)
 
 
 class ScaleSignal:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from router.admission.lane import Lane
-from router.admission.scale import Demand, ScaleSignal
+from router.admission.scale import ArrivalRate, Demand, ScaleSignal
 from router.model import ServedModel
 from router.settings import ScaleSettings
 from router.worker import Worker
@@ -32,7 +32,8 @@ class Scaler:
         self._clock = clock
         self._signals: dict[str, ScaleSignal] = {}
         self._demands: dict[str, Demand] = {}
-        self._refused: dict[str, int] = {}
+        self._asked: dict[str, int] = {}
+        self._rates: dict[str, ArrivalRate] = {}
         self._sampled_at = clock()
 
     async def run(self) -> None:
@@ -58,7 +59,8 @@ class Scaler:
             signal.update(demand, now)
         for name in self._signals.keys() - by_model.keys():
             del self._signals[name], self._demands[name]
-            self._refused.pop(name, None)
+            self._asked.pop(name, None)
+            self._rates.pop(name, None)
 
     def desired(self) -> dict[str, int]:
         """Workers desired, by model."""
@@ -70,10 +72,10 @@ class Scaler:
 
     def _demand(self, name: str, ready: list[Worker], elapsed_s: float) -> Demand:
         lanes = [lane for model, lane in self._lanes.items() if model.name == name]
-        refused = sum(lane.refused_slots for lane in lanes)
-        newly = max(0, refused - self._refused.get(name, 0))
-        self._refused[name] = refused
-        hold_s = max((lane.mean_hold_s for lane in lanes), default=0.0)
+        asked = sum(lane.asked_slots for lane in lanes)
+        arrived = max(0, asked - self._asked.get(name, 0))
+        self._asked[name] = asked
+        rate = self._rates.setdefault(name, ArrivalRate(self._settings.rate_tau_s))
         usages = [w.load.kv_usage for w in ready if w.load.kv_usage is not None]
         sizes = [w.load.most_slots for w in ready]
         return Demand(
@@ -83,8 +85,7 @@ class Scaler:
             running=sum(lane.held_slots for lane in lanes)
             + sum(w.load.foreign_sequences for w in ready),
             waiting=sum(lane.waiting_slots for lane in lanes),
-            expected_wait_s=max((lane.backlog_s for lane in lanes), default=0.0),
-            # Little's law: what arrives in a second, times how long each stays.
-            refused=newly / elapsed_s * hold_s,
+            arrivals_per_s=rate.update(arrived, elapsed_s),
+            hold_s=max((lane.mean_hold_s for lane in lanes), default=0.0),
             kv_usage=sum(usages) / len(usages) if usages else None,
         )

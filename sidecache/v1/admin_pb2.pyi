@@ -524,7 +524,7 @@ class ScaleSignal(_message.Message):
     ready_workers: _builtins.int
     desired_workers: _builtins.int
     reason: _builtins.str
-    """What asks for the most: running, waiting, refused, kv_cache, bounds, none."""
+    """What asks for the most: running, offered, waiting, kv_cache, bounds, none."""
     running: _builtins.int
     """Sequences at the workers, other routers' too, and how many fit; 0: not known."""
     slots: _builtins.int
