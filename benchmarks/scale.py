@@ -47,69 +47,91 @@ class Seen:
     times: list[float] = field(default_factory=list)
     desired: list[int] = field(default_factory=list)
     workers: list[int] = field(default_factory=list)
-    needed: list[float] = field(default_factory=list)
     waits: list[tuple[float, float]] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
 
 
-def simulate(
-    load: Sequence[Arrival], fleet: Fleet, settings: ScaleSettings, workers: int, *, fixed: bool
-) -> Seen:
-    """Run the load; ``fixed``: the number of workers stays what it is."""
-    seen, signal = Seen(), ScaleSignal(workers, settings)
-    rate = ArrivalRate(settings.rate_tau_s)
-    running: list[float] = []
-    waiting: deque[Arrival] = deque()
-    coming: deque[float] = deque()
-    hold_s, at, looked_at = 0.0, 0, 0
-    now, end = 0.0, load[-1].at_s
-    tick = 0.1
-    look = settings.interval_s
-    while now < end:
-        now += tick
-        while coming and coming[0] <= now:
-            coming.popleft()
-            workers += 1
-        while running and running[0] <= now:
-            heapq.heappop(running)
-        while at < len(load) and load[at].at_s <= now:
-            waiting.append(load[at])
-            at += 1
-        while waiting and len(running) < workers * fleet.slots:
-            each = waiting.popleft()
-            service_s = fleet.service_s(each)
-            hold_s += 0.05 * (service_s - hold_s)
-            heapq.heappush(running, now + service_s)
-            seen.waits.append((each.at_s, now - each.at_s))
-        expected_s = hold_s * len(waiting) / max(1, len(running))
-        while waiting and expected_s > fleet.max_wait_s:
-            seen.refused.append(waiting.pop().at_s)
-            expected_s = hold_s * len(waiting) / max(1, len(running))
-        if now < look:
-            continue
-        look += settings.interval_s
-        arrived, looked_at = at - looked_at, at
+class Simulation:
+    """One fleet under one load, in steps of a tenth of a second.
+
+    Args:
+        workers: at the start.
+        fixed: their number stays what it is, whatever the signal says.
+    """
+
+    _STEP_S = 0.1
+
+    def __init__(self, fleet: Fleet, settings: ScaleSettings, workers: int, *, fixed: bool) -> None:
+        self._fleet = fleet
+        self._settings = settings
+        self._workers = workers
+        self._fixed = fixed
+        self._signal = ScaleSignal(workers, settings)
+        self._rate = ArrivalRate(settings.rate_tau_s)
+        self._ends: list[float] = []
+        self._waiting: deque[Arrival] = deque()
+        self._coming: deque[float] = deque()
+        self._hold_s = 0.0
+        self._seen = Seen()
+
+    def run(self, load: Sequence[Arrival]) -> Seen:
+        """Let the load come, and return what happened."""
+        now, at, looked_at = 0.0, 0, 0
+        look = self._settings.interval_s
+        while now < load[-1].at_s:
+            now += self._STEP_S
+            while at < len(load) and load[at].at_s <= now:
+                self._waiting.append(load[at])
+                at += 1
+            self._serve(now)
+            if now >= look:
+                look += self._settings.interval_s
+                self._look(now, at - looked_at)
+                looked_at = at
+        return self._seen
+
+    def _serve(self, now: float) -> None:
+        while self._coming and self._coming[0] <= now:
+            self._coming.popleft()
+            self._workers += 1
+        while self._ends and self._ends[0] <= now:
+            heapq.heappop(self._ends)
+        while self._waiting and len(self._ends) < self._workers * self._fleet.slots:
+            each = self._waiting.popleft()
+            service_s = self._fleet.service_s(each)
+            self._hold_s += 0.05 * (service_s - self._hold_s)
+            heapq.heappush(self._ends, now + service_s)
+            self._seen.waits.append((each.at_s, now - each.at_s))
+        while self._waiting and self._expected_wait_s() > self._fleet.max_wait_s:
+            self._seen.refused.append(self._waiting.pop().at_s)
+
+    def _expected_wait_s(self) -> float:
+        return self._hold_s * len(self._waiting) / max(1, len(self._ends))
+
+    def _look(self, now: float, arrived: int) -> None:
         demand = Demand(
-            workers=workers,
-            slots=workers * fleet.slots,
-            running=len(running),
-            waiting=len(waiting),
-            arrivals_per_s=rate.update(arrived, settings.interval_s),
-            hold_s=hold_s,
+            workers=self._workers,
+            slots=self._workers * self._fleet.slots,
+            running=len(self._ends),
+            waiting=len(self._waiting),
+            arrivals_per_s=self._rate.update(arrived, self._settings.interval_s),
+            hold_s=self._hold_s,
         )
-        desired = signal.update(demand, now)
-        seen.times.append(now)
-        seen.desired.append(desired)
-        seen.workers.append(workers)
-        if not fixed:
-            planned = workers + len(coming)
-            coming.extend([now + fleet.provision_s] * max(0, desired - planned))
-            while coming and workers + len(coming) > desired:
-                coming.pop()
-            if workers > desired:
-                # An idle worker can go; one that is busy finishes first.
-                workers = max(desired, -(-len(running) // fleet.slots))
-    return seen
+        desired = self._signal.update(demand, now)
+        self._seen.times.append(now)
+        self._seen.desired.append(desired)
+        self._seen.workers.append(self._workers)
+        if not self._fixed:
+            self._provision(desired, now)
+
+    def _provision(self, desired: int, now: float) -> None:
+        planned = self._workers + len(self._coming)
+        self._coming.extend([now + self._fleet.provision_s] * max(0, desired - planned))
+        while self._coming and self._workers + len(self._coming) > desired:
+            self._coming.pop()
+        if self._workers > desired:
+            # An idle worker can go; one that is busy finishes first.
+            self._workers = max(desired, -(-len(self._ends) // self._fleet.slots))
 
 
 def reaction(fleet: Fleet, settings: ScaleSettings, factor: float, seed: int) -> dict[str, Any]:
@@ -119,7 +141,7 @@ def reaction(fleet: Fleet, settings: ScaleSettings, factor: float, seed: int) ->
     mean_s = fleet.service_s(load[0])
     needed = rate * factor * mean_s / fleet.slots
     workers = max(1, round(rate * mean_s / fleet.slots / settings.target_utilization + 0.5))
-    seen = simulate(load, fleet, settings, workers, fixed=False)
+    seen = Simulation(fleet, settings, workers, fixed=False).run(load)
     after = [(t, d) for t, d in zip(seen.times, seen.desired, strict=True) if t >= jump_s]
     enough = next((t - jump_s for t, d in after if d >= needed), None)
     late = [t for t, wait in seen.waits if t >= jump_s and wait > settings.target_wait_s]
@@ -145,7 +167,7 @@ def bursts(
     sizes = {"mean": max(1, round(mean_load + 0.5)), "peak": max(1, round(peak + 0.5))}
     result: dict[str, Any] = {"requests": len(requests)}
     for name, workers in {"followed": sizes["mean"], **sizes}.items():
-        seen = simulate(requests, fleet, settings, workers, fixed=name != "followed")
+        seen = Simulation(fleet, settings, workers, fixed=name != "followed").run(requests)
         waits = [wait for _, wait in seen.waits]
         changes = sum(a != b for a, b in zip(seen.desired, seen.desired[1:], strict=False))
         result[name] = {

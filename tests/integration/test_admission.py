@@ -17,12 +17,14 @@ from sidecache.errors import (
     InvalidRequest,
     Overloaded,
     QuotaExceeded,
+    Unauthenticated,
 )
 from sidecache.keys_file import create_key
 from sidecache.keys_limits import set_limits
 from sidecache.v1 import admin_pb2, inference_pb2_grpc
 from sidecache.v1 import inference_pb2 as pb
 from tests.fixtures.stack import KEYS, Stack, Worker, scripted_stack
+from tests.integration.test_routing import heard_by
 
 BYPASS = CacheControl(mode=pb.CACHE_MODE_BYPASS)
 ONE_SLOT = {"max_sequences": 1, "scripted": {"ttft_s": 0.02, "tokens_per_s": 50.0}}
@@ -40,12 +42,12 @@ def busy(worker: Worker) -> int:
 
 
 @contextlib.asynccontextmanager
-async def occupied(stack: Stack, tenant: str = "acme") -> AsyncIterator[asyncio.Task[object]]:
+async def occupied(stack: Stack, tenant: str = "acme") -> AsyncIterator[None]:
     """The only slot is taken by a long stream of this tenant."""
     async with stack.connect(tenant) as client:
         long = asyncio.create_task(client.complete("long", max_tokens=4000, cache=BYPASS))
         await eventually(lambda: busy(stack.workers[0]) == 1)
-        yield long  # type: ignore[misc]  # whatever it returns
+        yield
         long.cancel()
         await asyncio.gather(long, return_exceptions=True)
 
@@ -118,15 +120,18 @@ async def test_a_client_that_leaves_leaves_the_queue(tmp_path: Path) -> None:
 
 async def test_what_cannot_start_in_time_is_refused_early(tmp_path: Path) -> None:
     """The pace is known: a deadline that the queue cannot keep is refused with a RetryInfo."""
-    async with scripted_stack(tmp_path, workers=[ONE_SLOT], with_cache=False) as stack:
-        for n in range(5):
+    settings = {"scale": {"interval_s": 0.02}}
+    async with (
+        scripted_stack(tmp_path, workers=[ONE_SLOT], with_cache=False, router_=settings) as stack,
+        stack.connect("operator") as operator,
+    ):
+        for n in range(3):
             await stack.client.complete(f"pace {n}", max_tokens=20)
         queued = [
             asyncio.create_task(stack.client.complete(f"queue {n}", max_tokens=20))
             for n in range(5)
         ]
-        await eventually(lambda: busy(stack.workers[0]) == 1)
-        await asyncio.sleep(0)
+        await until_waiting(operator, 4)
         started = asyncio.get_running_loop().time()
         with pytest.raises(Overloaded, match="it would start in") as refused:
             await stack.client.complete("late", max_tokens=20, timeout_s=0.9)
@@ -188,17 +193,23 @@ async def test_a_keys_class_is_the_workers_to_see(tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     settings = {"keys_interval_s": 0.02}
     async with scripted_stack(tmp_path, with_cache=False, router_=settings) as stack:
-        heard: list[int] = []
-        inner = stack.workers[0].engine.submit
-        stack.workers[0].engine.submit = lambda r: (heard.append(r.priority), inner(r))[1]  # type: ignore[method-assign]
-        key = create_key(keys, tenant="acme", priority_class="batch", max_priority=5)
-        async with SidecacheClient(stack.router.address, api_key=key) as batch:
-            async with asyncio.timeout(5):
-                while not heard:
-                    with contextlib.suppress(Exception):
-                        await batch.complete("a", max_tokens=1, priority=5)
-        await stack.client.complete("b", max_tokens=1)
-        assert heard == [-60, 0]
+        with heard_by(stack.workers[0]) as requests:
+            await _ask_as_batch(stack, keys)
+            await stack.client.complete("b", max_tokens=1)
+        assert [request.priority for request in requests] == [-60, 0]
+
+
+async def _ask_as_batch(stack: Stack, keys: Path) -> None:
+    """One request of a new key of class batch, as soon as the router knows the key."""
+    key = create_key(keys, tenant="acme", priority_class="batch", max_priority=5)
+    async with SidecacheClient(stack.router.address, api_key=key) as batch, asyncio.timeout(5):
+        while True:
+            try:
+                await batch.complete("a", max_tokens=1, priority=5)
+            except Unauthenticated:
+                await asyncio.sleep(0.01)
+            else:
+                return
 
 
 async def test_the_operator_sees_it_all(tmp_path: Path) -> None:

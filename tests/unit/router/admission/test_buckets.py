@@ -1,8 +1,8 @@
 """Token buckets: nothing is taken twice, nothing is lost."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pytest import approx
 
 from router.admission.buckets import Bucket
 from tests.unit.router.fleet import Clock
@@ -36,4 +36,4 @@ def test_the_time_that_is_told_is_enough(per_minute: int, cost: int, taken: int)
     bucket = Bucket(per_minute, clock)
     bucket.take(taken)
     clock.now += bucket.seconds_until(cost) + 1e-6
-    assert bucket.seconds_until(cost) == approx(0, abs=1e-5)
+    assert bucket.seconds_until(cost) == pytest.approx(0, abs=1e-5)

@@ -1,5 +1,7 @@
 """The scale signal: what a load asks for, and that it neither flaps nor lags."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,7 +76,7 @@ def test_a_seed_makes_a_load_and_its_rates_are_those_asked_for() -> None:
     assert first != list(arrivals(load, 36_000, 6))
     expected = load.rate * (600 + 120 * load.burst_factor) / 720 * 36_000
     assert len(first) == pytest.approx(expected, rel=0.25)
-    assert all(a.at_s <= b.at_s for a, b in zip(first, first[1:], strict=False))
+    assert all(a.at_s <= b.at_s for a, b in pairwise(first))
 
 
 def test_a_jump_is_answered_within_seconds_and_not_exceeded_far() -> None:
