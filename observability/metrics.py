@@ -14,6 +14,16 @@ from observability import names
 Source = Literal["engine", "exact", "semantic", "coalesced"]
 CacheOutcome = Literal["exact", "semantic", "miss", "unavailable"]
 MigrationOutcome = Literal["exact", "best_effort", "not_exact", "too_many", "no_worker"]
+AdmissionOutcome = Literal[
+    "admitted",
+    "router_full",
+    "tenant_full",
+    "tenant_rate",
+    "tenant_tokens",
+    "too_late",
+    "waited_too_long",
+    "left",
+]
 HintOutcome = Literal[
     "given", "unknown_model", "no_tokenizer", "too_long", "busy", "late", "refused", "failed"
 ]
@@ -331,6 +341,60 @@ class QueueMetrics:
     def __init__(self, meter: Meter, queue: str, depth: Callable[[], int]) -> None:
         attributes = {names.QUEUE_NAME: queue}
         _gauge(meter, names.QUEUE_DEPTH, "{item}", "Items that wait", depth, attributes)
+
+
+class AdmissionMetrics:
+    """Who was let in, who was not and why, and how long it took; for the router.
+
+    Args:
+        waiting: requests that wait for a worker now.
+        tokens: reserved by those that run, and by those that wait.
+        desired_workers: of each model, by its name.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        waiting: Callable[[], int],
+        tokens: Callable[[], Mapping[str, int]],
+        desired_workers: Callable[[], Mapping[str, int]],
+    ) -> None:
+        QueueMetrics(meter, "admission", waiting)
+        self._decisions = meter.create_counter(
+            names.ADMISSION_DECISIONS, unit="{request}", description="Requests, by what became"
+        )
+        self._waited = meter.create_histogram(
+            names.QUEUE_WAIT_DURATION,
+            unit="s",
+            description="Wait for a turn",
+            explicit_bucket_boundaries_advisory=names.REQUEST_DURATION_BUCKETS,
+        )
+        meter.create_observable_gauge(
+            names.ADMISSION_TOKENS,
+            [_observe_each(tokens, names.ADMISSION_STATE)],
+            unit="{token}",
+            description="Tokens reserved by requests",
+        )
+        meter.create_observable_gauge(
+            names.ROUTER_DESIRED_WORKERS,
+            [_observe_each(desired_workers, names.GEN_AI_REQUEST_MODEL)],
+            unit="{worker}",
+            description="Workers that the load and its objectives ask for",
+        )
+
+    def decided(self, outcome: AdmissionOutcome, priority_class: str, waited_s: float) -> None:
+        """Record one request that was let in or refused.
+
+        Args:
+            outcome: let in, or why not.
+            priority_class: of its key.
+            waited_s: for its turn, where it was let in.
+        """
+        attributes = {names.ADMISSION_OUTCOME: outcome, names.PRIORITY_CLASS: priority_class}
+        self._decisions.add(1, attributes)
+        if outcome == "admitted":
+            wait = {names.QUEUE_NAME: "admission", names.PRIORITY_CLASS: priority_class}
+            self._waited.record(waited_s, wait)
 
 
 def _total(meter: Meter, name: str, unit: str, description: str, read: Callable[[], int]) -> None:

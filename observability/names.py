@@ -66,6 +66,9 @@ SPLIT_OUTCOME: Final = "sidecache.split.outcome"  # ok, error, cached, abandoned
 ROLLBACK_WHY: Final = "sidecache.split.rollback_why"
 CANARY_ROLLED_BACK: Final = "sidecache.split.rolled_back"  # a span event
 QUEUE_NAME: Final = "sidecache.queue.name"
+ADMISSION_OUTCOME: Final = "sidecache.admission.outcome"  # admitted, too_late, ...
+ADMISSION_STATE: Final = "sidecache.admission.state"  # running, waiting
+PRIORITY_CLASS: Final = "sidecache.priority_class"  # interactive, standard, batch
 RETRY_COUNT: Final = "sidecache.retry.count"
 PROMPT_TOKENS_CACHED: Final = "sidecache.prompt_tokens.cached"
 TELEMETRY_SIGNAL: Final = "sidecache.telemetry.signal"  # spans, metrics
@@ -103,6 +106,10 @@ SPLIT_REQUESTS: Final = "sidecache.split.requests"
 SPLIT_SHARE: Final = "sidecache.split.share"
 SPLIT_ROLLBACKS: Final = "sidecache.split.rollbacks"
 QUEUE_DEPTH: Final = "sidecache.queue.depth"
+QUEUE_WAIT_DURATION: Final = "sidecache.queue.wait.duration"
+ADMISSION_DECISIONS: Final = "sidecache.admission.decisions"
+ADMISSION_TOKENS: Final = "sidecache.admission.tokens"
+ROUTER_DESIRED_WORKERS: Final = "sidecache.router.desired_workers"
 TELEMETRY_DROPPED: Final = "sidecache.telemetry.dropped"
 
 # Histogram boundaries in seconds, as the conventions give them.

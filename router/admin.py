@@ -9,6 +9,9 @@ from typing import Any
 import grpc
 from google.protobuf import duration_pb2
 
+from router.admission.gate import Admission
+from router.admission.scaler import Scaler
+from router.admission.wire import scale_response
 from router.cache_client import wire_key
 from router.cache_control import why_not_looked_up, why_not_stored
 from router.cache_desk import CacheDesk
@@ -41,8 +44,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         clock: Callable[[], float],
         warmer: Warmer,
         splits: Splits,
+        admission: Admission,
+        scaler: Scaler,
     ) -> None:
         self._splits = splits
+        self._admission = admission
+        self._scaler = scaler
         self._warmer = warmer
         self._door = door
         self._pool = pool
@@ -143,6 +150,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         split = self._splits.get(request.model)
         split.reset()
         return admin_pb2.ResetSplitResponse(split=self._splits.describe(split))
+
+    async def GetScaleSignal(
+        self, request: admin_pb2.GetScaleSignalRequest, context: Context
+    ) -> admin_pb2.GetScaleSignalResponse:
+        self._door.identify(context).require_admin()
+        return scale_response(self._scaler, self._admission)
 
     def _describe(self, worker: Worker) -> admin_pb2.WorkerStatus:
         age = duration_pb2.Duration()

@@ -6,6 +6,15 @@ The tenant comes from here and from nowhere else. A keys file holds hashes only:
     tenant = "acme"
     sha256 = "9f86d081884c7d65…"   # of the key itself
     admin = false
+    class = "standard"             # or interactive, batch
+    max_priority = 0
+
+    [[tenants]]
+    tenant = "acme"
+    weight = 2.0
+    tokens_per_minute = 100000
+    requests_per_minute = 600
+    max_in_flight = 64
 
 Keys are long and random, so a plain SHA-256 is enough: there is nothing to
 guess that a slow hash would protect, and this runs for every request.
@@ -19,13 +28,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from router.admission.priority import MAX_PRIORITY, PriorityClass
+from router.tenant_limits import MAX_WEIGHT, UNLIMITED, TenantLimits
 from sidecache.errors import Forbidden, SetupError, Unauthenticated
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_FIELDS = {"tenant", "sha256", "admin"}
+_FIELDS = {"tenant", "sha256", "admin", "class", "max_priority"}
+_COUNTS = ("tokens_per_minute", "requests_per_minute", "max_in_flight")
+_MAX_COUNT = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,8 @@ class Principal:
 
     tenant: str
     admin: bool = False
+    priority_class: PriorityClass = PriorityClass.STANDARD
+    max_priority: int = 0
 
     def require_admin(self) -> None:
         """Refuse callers without admin rights.
@@ -56,19 +71,29 @@ class Authenticator(Protocol):
         """
         ...
 
+    def limits_of(self, tenant: str) -> TenantLimits:
+        """Return what a tenant may use now."""
+        ...
+
 
 class Insecure:
     """Everybody is the tenant ``default``. For loopback only; serve.py sees to it."""
 
     def authenticate(self, metadata: Metadata) -> Principal:
-        return Principal("default", admin=True)
+        return Principal("default", admin=True, max_priority=MAX_PRIORITY)
+
+    def limits_of(self, tenant: str) -> TenantLimits:
+        return UNLIMITED
 
 
 class KeyRing:
     """The keys of one keys file; replaced as a whole when the file changes."""
 
-    def __init__(self, principals: Mapping[str, Principal]) -> None:
+    def __init__(
+        self, principals: Mapping[str, Principal], limits: Mapping[str, TenantLimits]
+    ) -> None:
         self._principals = dict(principals)
+        self._limits = dict(limits)
 
     def __len__(self) -> int:
         return len(self._principals)
@@ -78,6 +103,9 @@ class KeyRing:
             if name == "authorization":
                 return self._principal(value)
         raise Unauthenticated("no credentials: send metadata 'authorization: Bearer <key>'")
+
+    def limits_of(self, tenant: str) -> TenantLimits:
+        return self._limits.get(tenant, UNLIMITED)
 
     def _principal(self, value: str | bytes) -> Principal:
         text = value if isinstance(value, str) else value.decode("latin-1")
@@ -102,16 +130,24 @@ class KeyRing:
             raise SetupError(f"keys_file {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SetupError(f"keys_file {path}: not TOML: {error}") from error
-        entries = document.pop("keys", [])
-        if document or not isinstance(entries, list):
-            raise SetupError(f"keys_file {path}: only [[keys]] tables may stand in it")
+        entries, tenants = document.pop("keys", []), document.pop("tenants", [])
+        if document or not isinstance(entries, list) or not isinstance(tenants, list):
+            raise SetupError(
+                f"keys_file {path}: only [[keys]] and [[tenants]] tables may stand in it"
+            )
         principals: dict[str, Principal] = {}
         for number, entry in enumerate(entries, 1):
             digest, principal = _read_entry(entry, f"keys_file {path}: key {number}")
             if digest in principals:
                 raise SetupError(f"keys_file {path}: key {number} stands there twice")
             principals[digest] = principal
-        return cls(principals)
+        limits: dict[str, TenantLimits] = {}
+        for number, entry in enumerate(tenants, 1):
+            tenant, limit = read_limits(entry, f"keys_file {path}: tenant {number}")
+            if tenant in limits:
+                raise SetupError(f"keys_file {path}: tenant {tenant} stands there twice")
+            limits[tenant] = limit
+        return cls(principals, limits)
 
 
 def _read_entry(entry: object, where: str) -> tuple[str, Principal]:
@@ -124,4 +160,43 @@ def _read_entry(entry: object, where: str) -> tuple[str, Principal]:
         raise SetupError(f"{where}: sha256 must be 64 lower-case hex digits")
     if not isinstance(admin, bool):
         raise SetupError(f"{where}: admin is {admin!r}; it may be true or false")
-    return digest, Principal(tenant, admin)
+    kind, max_priority = _read_standing(entry, where)
+    return digest, Principal(tenant, admin, kind, max_priority)
+
+
+def _read_standing(entry: dict[str, object], where: str) -> tuple[PriorityClass, int]:
+    name, max_priority = entry.get("class", "standard"), entry.get("max_priority", 0)
+    known = [kind.value for kind in PriorityClass]
+    if name not in known:
+        raise SetupError(f"{where}: class is {name!r}; it may be {', '.join(known)}")
+    if type(max_priority) is not int or not -MAX_PRIORITY <= max_priority <= MAX_PRIORITY:
+        raise SetupError(
+            f"{where}: max_priority is {max_priority!r};"
+            f" it may be {-MAX_PRIORITY} to {MAX_PRIORITY}"
+        )
+    return PriorityClass(name), max_priority
+
+
+def read_limits(entry: object, where: str) -> tuple[str, TenantLimits]:
+    """One [[tenants]] table.
+
+    Raises:
+        SetupError: it says something it may not.
+    """
+    allowed = {"tenant", "weight", *_COUNTS}
+    if not isinstance(entry, dict) or not entry.keys() <= allowed:
+        raise SetupError(f"{where}: may have the fields {', '.join(sorted(allowed))} only")
+    tenant, weight = entry.get("tenant"), entry.get("weight", 1.0)
+    if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant):
+        raise SetupError(f"{where}: tenant is {tenant!r}; it may be {_TENANT.pattern}")
+    if type(weight) not in (int, float) or not 1 / MAX_WEIGHT <= weight <= MAX_WEIGHT:
+        raise SetupError(
+            f"{where}: weight is {weight!r}; it may be {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
+        )
+    counts: dict[str, int | None] = {}
+    for name in _COUNTS:
+        value = entry.get(name)
+        if value is not None and (type(value) is not int or not 1 <= value <= _MAX_COUNT):
+            raise SetupError(f"{where}: {name} is {value!r}; it may be 1 to {_MAX_COUNT}")
+        counts[name] = value
+    return tenant, TenantLimits(float(weight), **counts)

@@ -36,7 +36,7 @@ class Damping:
         if excess <= 0:
             return 0.0
         # The exponent is bounded: penalties only pile up as fast as losses are noticed.
-        wait_s = self._settings.flap_hold_s * 2.0 ** min(excess, 32.0)
+        wait_s = self._settings.flap_hold_s * math.exp2(min(excess, 32.0))
         return min(wait_s, self._settings.max_flap_hold_s)
 
     def _faded(self) -> float:

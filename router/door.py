@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from router.admission.priority import PriorityClass, check_priority
 from router.auth import Authenticator, Principal
 from router.cache_control import why_not_looked_up, why_not_stored
 from router.model import ServedModel
@@ -57,11 +58,18 @@ class Door:
             Unauthenticated: no credentials, or unknown ones.
             ModelNotFound: nobody serves the model.
             InvalidRequest: a field is out of its range.
+            Forbidden: the key may not ask for this priority.
         """
-        return self.open_for(self.identify(context).tenant, request, context)
+        principal = self.identify(context)
+        check_priority(request.priority, principal.max_priority)
+        return self.open_for(principal.tenant, request, context, principal.priority_class)
 
     def open_for(
-        self, tenant: str, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+        self,
+        tenant: str,
+        request: pb.GenerateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+        priority_class: PriorityClass = PriorityClass.STANDARD,
     ) -> Ticket:
         """Let a generation in as this tenant's; raises as :meth:`open` does.
 
@@ -78,7 +86,12 @@ class Door:
             request.n = 1
         validate(request, model, self.limits)
         request.cache_salt = self._salt.of(tenant)
-        return self._write_ticket(request, context, tenant, model, opened_at, chosen)
+        # Engines that know priorities keep the classes apart too, and may preempt by them.
+        if priority_class.engine_base:
+            request.priority += priority_class.engine_base
+        return self._write_ticket(
+            request, context, tenant, model, opened_at, chosen, priority_class
+        )
 
     def open_tokenize(
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -98,6 +111,7 @@ class Door:
         model: ServedModel,
         opened_at: float,
         chosen: Chosen | None,
+        priority_class: PriorityClass,
     ) -> Ticket:
         may_look_up = not why_not_looked_up(request)
         may_store = not why_not_stored(request)
@@ -119,6 +133,7 @@ class Door:
             attach_window_s=self._attach_window_s(request),
             split=chosen.split if chosen else "",
             variant=chosen.variant if chosen else "",
+            priority_class=priority_class,
         )
 
     def _attach_window_s(self, request: pb.GenerateRequest) -> float:

@@ -26,6 +26,9 @@ class WorkerLoad:
         pending_tokens: all prompt tokens of the same streams.
         active_tokens: prompt tokens of own streams.
         slots: sequences that can run there at once; 0: not known.
+        most_slots: the same as last told: where it misses one report, its size is no less known.
+        kv_tokens: tokens its KV cache can hold, as last told; 0: not known.
+        kv_usage: share of them in use, 0 to 1; None: not known.
         foreign_sequences: streams of others there.
     """
 
@@ -35,6 +38,9 @@ class WorkerLoad:
         self.pending_tokens = 0
         self.active_tokens = 0
         self.slots = 0
+        self.most_slots = 0
+        self.kv_tokens = 0
+        self.kv_usage: float | None = None
         self.foreign_sequences = 0
         self._foreign_queued = 0
         self._foreign_active = 0
@@ -58,12 +64,20 @@ class WorkerLoad:
         self._recent_at = now
         return self._recent
 
+    def restarts(self) -> None:
+        """Forget its size: another process answers at its address."""
+        self.most_slots = self.kv_tokens = 0
+
     def prefills(self, tokens: int, tau_s: float) -> None:
         """Count the prefill of a new stream."""
         self._recent = self.recent(tau_s) + tokens
 
     def hear(
-        self, report: worker_pb2.GetLoadResponse | None, leases: int, max_foreign_tokens: int
+        self,
+        report: worker_pb2.GetLoadResponse | None,
+        leases: int,
+        max_foreign_tokens: int,
+        block_size: int = 0,
     ) -> None:
         """Take in what the worker says; None: it said nothing, so nothing is assumed.
 
@@ -71,14 +85,18 @@ class WorkerLoad:
             report: its answer.
             leases: streams that this router has there.
             max_foreign_tokens: more than this is not believed, of either kind.
+            block_size: tokens in one of its KV blocks; 0: not known.
         """
         if report is None:
             self.slots = self.foreign_sequences = self._foreign_queued = self._foreign_active = 0
+            self.kv_usage = None
             return
+        self.kv_tokens = report.kv_blocks * block_size
+        self.kv_usage = report.kv_cache_usage if report.HasField("kv_cache_usage") else None
         queued = report.waiting_prompt_tokens - self.pending_tokens
         self._foreign_queued = min(max(0, queued), max_foreign_tokens)
         sequences = report.running_sequences + report.waiting_sequences - leases
-        self.slots = report.max_sequences
+        self.slots = self.most_slots = report.max_sequences
         self.foreign_sequences = min(max(0, sequences), _MAX_FOREIGN_SEQUENCES)
         self._foreign_active = min(
             self.foreign_sequences * _FOREIGN_SEQUENCE_TOKENS, max_foreign_tokens

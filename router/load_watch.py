@@ -14,7 +14,7 @@ _AT_ONCE = 16
 
 
 class LoadWatch:
-    """Polls GetLoad of the workers among which there is a choice.
+    """Polls GetLoad: of ready workers, for routing and admission.
 
     Args:
         workers: those to ask, asked anew each time.
@@ -45,4 +45,4 @@ class LoadWatch:
                 report = None
         if report is not None and report.epoch != worker.epoch:
             report = None
-        worker.load.hear(report, worker.leases, self.settings.max_foreign_tokens)
+        worker.load.hear(report, worker.leases, self.settings.max_foreign_tokens, worker.block_size)

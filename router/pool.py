@@ -53,7 +53,7 @@ class WorkerPool:
         self._membership = Membership(
             targets, self._roster, settings, connect, clock, self._outliers.forget
         )
-        self._load_watch = LoadWatch(self._roster.with_a_choice, routing)
+        self._load_watch = LoadWatch(self._roster.all_ready, routing)
         self._default_model = default_model
 
     async def run(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from router.admission import Admission
+from router.admission.gate import Admission
 from router.auditor import Auditor
 from router.dispatch import Dispatcher
 from router.door import Door
@@ -84,7 +84,7 @@ class Reconfigurer:
         # The only step that can fail comes first.
         self._pool.reconfigure(new.workers, new.routing, new.default_model)
         self._dispatcher.reconfigure(new.routing, make_configured(new.routing))
-        self._admission.settings = new.admission
+        self._admission.reconfigure(new.admission)
         self._auditor.settings = new.audit
         self._relay.routing = new.routing
         self._flights.settings = new.flights

@@ -62,9 +62,9 @@ class Roster:
         """Those that may get a stream of the model; not to be changed."""
         return self._ready.get(model, [])
 
-    def with_a_choice(self) -> list[Worker]:
-        """Workers whose load can matter: those that are not their model's only one."""
-        return [w for workers in self._ready.values() if len(workers) > 1 for w in workers]
+    def all_ready(self) -> list[Worker]:
+        """Those that may get a stream, of any model."""
+        return [worker for workers in self._ready.values() for worker in workers]
 
     def add(self, worker: Worker) -> None:
         """Know a worker from now on."""

@@ -12,12 +12,18 @@ import grpc
 
 from observability.channel import open_channel
 from observability.listening import is_local
-from observability.metrics import DroppedStoreMetrics, SpeculationMetrics, SplitMetrics
+from observability.metrics import (
+    AdmissionMetrics,
+    DroppedStoreMetrics,
+    SpeculationMetrics,
+    SplitMetrics,
+)
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from router.account import Accounts
 from router.admin import AdminServicer
-from router.admission import Admission
+from router.admission.gate import Admission
+from router.admission.scaler import Scaler
 from router.auditor import Auditor
 from router.auth import Insecure
 from router.cache_client import CacheClient, NoCache
@@ -73,15 +79,28 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
     recovery = Recovery(settings.retries, settings.quarantine, outliers, telemetry.meter, clock)
     splits = Splits(settings.splits, pool, SplitMetrics(telemetry.meter), clock)
     salt = TenantSalt(settings.routing)
-    door = Door(keys or Insecure(), pool, settings.limits, clock, salt, splits)
+    callers = keys or Insecure()
+    door = Door(callers, pool, settings.limits, clock, salt, splits)
+    admission = Admission(
+        settings.admission,
+        clock,
+        lambda: pool.workers,
+        callers.limits_of,
+        settings.routing.bytes_per_token,
+    )
+    scaler = Scaler(admission.lanes, lambda: pool.workers, settings.scale, clock)
+    admission.report_to(
+        AdmissionMetrics(telemetry.meter, admission.waiting, admission.tokens, scaler.desired)
+    )
     async with AsyncExitStack() as stack:
         cache, desk = await stack.enter_async_context(_cache(settings, telemetry, pool))
         for part in (pool, cache, keys):
             if part is not None:
                 name = type(part).__name__
                 await stack.enter_async_context(_in_background(part.run(), name))
+        for work in (admission.run(pool.wait_for_change), scaler.run()):
+            await stack.enter_async_context(_in_background(work, "Admission"))
         await pool.wait_for_first_contact()
-        admission = Admission(settings.admission, clock)
         relay = Relay(pool, settings.limits, settings.routing, recovery)
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
@@ -109,7 +128,9 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             shadows,
             _speculation(settings, telemetry),
         )
-        admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock), splits)
+        admin = AdminServicer(
+            door, pool, desk, clock, Warmer(pool, clock), splits, admission, scaler
+        )
 
         def register(server: grpc.aio.Server) -> None:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)

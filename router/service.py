@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 
 from router.account import Account, Accounts
-from router.admission import Admission
+from router.admission.gate import Admission
 from router.auditor import Auditor
 from router.cache_client import Cache, Hit, Miss
 from router.cache_desk import CacheDesk
@@ -70,7 +70,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Answer one prompt: from the cache if it knows, else from a worker."""
         ticket = self._door.open(request, context)
-        with self._admission.admit(ticket.tenant), self._accounts.open(ticket) as account:
+        with (
+            self._admission.admit(ticket, context.set_trailing_metadata),
+            self._accounts.open(ticket) as account,
+        ):
             if await self._read_along(ticket, account, context):
                 return
             outcome = await self._look_up(ticket, account, context)  # a sick cache is a Miss
@@ -123,7 +126,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         timeout_s = self._flights.timeout_s(ticket)
 
         async def generate(to: Reader) -> None:
-            worker = await self._relay.stream(ticket, tape, to, hint, timeout_s=timeout_s)
+            async with self._admission.claim(ticket, tape, hint) as place:
+                worker = await self._relay.stream(place.ticket, tape, to, hint, timeout_s=timeout_s)
             answer = tape.answer(worker.name, ticket.model.revision)
             self._cache.store_soon(ticket, answer)  # whole answers only
 

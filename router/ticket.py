@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from router.admission.priority import PriorityClass
 from router.model import ServedModel
 from sidecache.key import RequestKey
 from sidecache.v1 import inference_pb2 as pb
@@ -18,6 +19,7 @@ class Ticket:
         opened_at: the router's clock at the door.
         split, variant: the public name that was asked for, and which variant it became; empty:
             the model was asked for by its own name.
+        priority_class: of the caller's key.
         attach_window_s: how long a client whose connection was lost may come back.
     """
 
@@ -33,6 +35,7 @@ class Ticket:
     attach_window_s: float = 0.0
     split: str = ""
     variant: str = ""
+    priority_class: PriorityClass = PriorityClass.STANDARD
 
     @property
     def only_if_cached(self) -> bool:

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from router.auth import KeyRing, Metadata, Principal
+from router.tenant_limits import TenantLimits
 from sidecache.errors import SetupError
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ class WatchedKeys:
 
     def authenticate(self, metadata: Metadata) -> Principal:
         return self._ring.authenticate(metadata)
+
+    def limits_of(self, tenant: str) -> TenantLimits:
+        return self._ring.limits_of(tenant)
 
     async def run(self) -> None:
         """Look at the file again and again until cancelled."""

@@ -26,6 +26,7 @@ class Worker:
 
     Attributes:
         name: the worker's own, once it has introduced itself; until then its address.
+        block_size: tokens in one of its KV blocks.
         leases: streams this router has there now.
         last_lease: number of the newest lease, of all the pool has given.
         cordoned: an operator's word; running streams go on.
@@ -47,6 +48,7 @@ class Worker:
         self.health = health_pb2_grpc.HealthStub(channel)
         self.model: ServedModel | None = None
         self.epoch = ""
+        self.block_size = 0
         self.leases = 0
         self.last_lease = 0
         self.cordoned = False
@@ -83,7 +85,10 @@ class Worker:
         """Take in what the worker says of itself; a new epoch is a new worker."""
         self.model = ServedModel.from_worker(answer)
         self.name = answer.worker or self.address
+        if answer.epoch != self.epoch:
+            self.load.restarts()
         self.epoch = answer.epoch
+        self.block_size = answer.block_size
         self.tokenizer_fingerprint = answer.tokenizer_fingerprint
         self.chat_template_fingerprint = answer.chat_template_fingerprint
 

@@ -425,6 +425,13 @@ class SidecacheClient:
         stub = self._open.admin.ResetSplit
         return (await self._call(stub, admin_pb2.ResetSplitRequest(model=model), timeout_s)).split
 
+    async def scale_signal(
+        self, *, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> admin_pb2.GetScaleSignalResponse:
+        """What runs, waits and is refused, and how many workers that asks for; admin only."""
+        stub = self._open.admin.GetScaleSignal
+        return await self._call(stub, admin_pb2.GetScaleSignalRequest(), timeout_s)
+
     @property
     def _open(self) -> "_Stubs":
         if self._stubs is None:

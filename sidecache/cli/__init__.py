@@ -9,7 +9,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from sidecache.cli import cache, chat, keys, pull, splits, up, version
+from sidecache.cli import cache, chat, keys, pull, splits, top, up, version
 from sidecache.cli.console import complain, exit_code
 from sidecache.errors import SidecacheError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("chat")(chat.chat)
+app.command("top")(top.top)
 app.command("pull")(pull.pull)
 app.command("version")(version.show_version)
 app.add_typer(cache.app, name="cache")

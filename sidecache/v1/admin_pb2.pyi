@@ -777,3 +777,145 @@ class ResetSplitResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResetSplitResponse: _TypeAlias = ResetSplitResponse  # noqa: Y015
+
+@_typing.final
+class GetScaleSignalRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScaleSignalRequest: _TypeAlias = GetScaleSignalRequest  # noqa: Y015
+
+@_typing.final
+class GetScaleSignalResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNALS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScaleSignal]: ...
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantUse]: ...
+    def __init__(
+        self,
+        *,
+        signals: _abc.Iterable[Global___ScaleSignal] | None = ...,
+        tenants: _abc.Iterable[Global___TenantUse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signals", b"signals", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScaleSignalResponse: _TypeAlias = GetScaleSignalResponse  # noqa: Y015
+
+@_typing.final
+class ScaleSignal(_message.Message):
+    """Of one model, as this router sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    READY_WORKERS_FIELD_NUMBER: _builtins.int
+    DESIRED_WORKERS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WAITING_TOKENS_FIELD_NUMBER: _builtins.int
+    RUNNING_TOKENS_FIELD_NUMBER: _builtins.int
+    BACKLOG_FIELD_NUMBER: _builtins.int
+    KV_USAGE_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    ready_workers: _builtins.int
+    desired_workers: _builtins.int
+    reason: _builtins.str
+    """What asks for the most: running, offered, waiting, kv_cache, bounds, none."""
+    running: _builtins.int
+    """Sequences at the workers, other routers' too, and how many fit; 0: not known."""
+    slots: _builtins.int
+    waiting: _builtins.int
+    """Sequences that wait for their turn here, and their tokens."""
+    waiting_tokens: _builtins.int
+    running_tokens: _builtins.int
+    """Reserved by this router's streams."""
+    kv_usage: _builtins.float
+    """Share of the KV caches in use, the mean. Unset: no worker says."""
+    refused: _builtins.int
+    """Sequences refused since the model was first asked for, as they could not start in time."""
+    @_builtins.property
+    def backlog(self) -> _duration_pb2.Duration:
+        """Until everything that waits now has started."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        ready_workers: _builtins.int = ...,
+        desired_workers: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        running: _builtins.int = ...,
+        slots: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        waiting_tokens: _builtins.int = ...,
+        running_tokens: _builtins.int = ...,
+        backlog: _duration_pb2.Duration | None = ...,
+        kv_usage: _builtins.float | None = ...,
+        refused: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_usage", b"_kv_usage", "backlog", b"backlog", "kv_usage", b"kv_usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_usage", b"_kv_usage", "backlog", b"backlog", "desired_workers", b"desired_workers", "kv_usage", b"kv_usage", "model", b"model", "ready_workers", b"ready_workers", "reason", b"reason", "refused", b"refused", "running", b"running", "running_tokens", b"running_tokens", "slots", b"slots", "waiting", b"waiting", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kv_usage: _TypeAlias = _typing.Literal["kv_usage"]  # noqa: Y015
+    _WhichOneofArgType__kv_usage: _TypeAlias = _typing.Literal["_kv_usage", b"_kv_usage"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_usage) -> _WhichOneofReturnType__kv_usage | None: ...
+
+Global___ScaleSignal: _TypeAlias = ScaleSignal  # noqa: Y015
+
+@_typing.final
+class TenantUse(_message.Message):
+    """Of a tenant that has something in flight or a limit by the minute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    TOKENS_LEFT_FIELD_NUMBER: _builtins.int
+    REQUESTS_LEFT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    in_flight: _builtins.int
+    tokens_left: _builtins.int
+    """Unset: no such limit."""
+    requests_left: _builtins.int
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        in_flight: _builtins.int = ...,
+        tokens_left: _builtins.int | None = ...,
+        requests_left: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_requests_left", b"_requests_left", "_tokens_left", b"_tokens_left", "requests_left", b"requests_left", "tokens_left", b"tokens_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_requests_left", b"_requests_left", "_tokens_left", b"_tokens_left", "in_flight", b"in_flight", "requests_left", b"requests_left", "tenant", b"tenant", "tokens_left", b"tokens_left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__requests_left: _TypeAlias = _typing.Literal["requests_left"]  # noqa: Y015
+    _WhichOneofArgType__requests_left: _TypeAlias = _typing.Literal["_requests_left", b"_requests_left"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_left: _TypeAlias = _typing.Literal["tokens_left"]  # noqa: Y015
+    _WhichOneofArgType__tokens_left: _TypeAlias = _typing.Literal["_tokens_left", b"_tokens_left"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_left) -> _WhichOneofReturnType__requests_left | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_left) -> _WhichOneofReturnType__tokens_left | None: ...
+
+Global___TenantUse: _TypeAlias = TenantUse  # noqa: Y015

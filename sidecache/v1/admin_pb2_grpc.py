@@ -79,6 +79,11 @@ class AdminServiceStub:
                 request_serializer=sidecache_dot_v1_dot_admin__pb2.ResetSplitRequest.SerializeToString,
                 response_deserializer=sidecache_dot_v1_dot_admin__pb2.ResetSplitResponse.FromString,
                 _registered_method=True)
+        self.GetScaleSignal = channel.unary_unary(
+                '/sidecache.v1.AdminService/GetScaleSignal',
+                request_serializer=sidecache_dot_v1_dot_admin__pb2.GetScaleSignalRequest.SerializeToString,
+                response_deserializer=sidecache_dot_v1_dot_admin__pb2.GetScaleSignalResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -148,6 +153,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetScaleSignal(self, request, context):
+        """What runs, waits and is refused, and how many workers that asks for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -195,6 +207,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ResetSplit,
                     request_deserializer=sidecache_dot_v1_dot_admin__pb2.ResetSplitRequest.FromString,
                     response_serializer=sidecache_dot_v1_dot_admin__pb2.ResetSplitResponse.SerializeToString,
+            ),
+            'GetScaleSignal': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetScaleSignal,
+                    request_deserializer=sidecache_dot_v1_dot_admin__pb2.GetScaleSignalRequest.FromString,
+                    response_serializer=sidecache_dot_v1_dot_admin__pb2.GetScaleSignalResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -440,6 +457,33 @@ class AdminService:
             '/sidecache.v1.AdminService/ResetSplit',
             sidecache_dot_v1_dot_admin__pb2.ResetSplitRequest.SerializeToString,
             sidecache_dot_v1_dot_admin__pb2.ResetSplitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetScaleSignal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecache.v1.AdminService/GetScaleSignal',
+            sidecache_dot_v1_dot_admin__pb2.GetScaleSignalRequest.SerializeToString,
+            sidecache_dot_v1_dot_admin__pb2.GetScaleSignalResponse.FromString,
             options,
             channel_credentials,
             insecure,

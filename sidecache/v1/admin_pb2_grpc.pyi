@@ -52,6 +52,8 @@ class AdminServiceStub:
     """Changes weights until the configuration of the split changes; results begin anew."""
     ResetSplit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResetSplitRequest, _admin_pb2.ResetSplitResponse]
     """Back to the configured weights, without results; ends a rollback."""
+    GetScaleSignal: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetScaleSignalRequest, _admin_pb2.GetScaleSignalResponse]
+    """What runs, waits and is refused, and how many workers that asks for."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -77,6 +79,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Changes weights until the configuration of the split changes; results begin anew."""
     ResetSplit: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResetSplitRequest, _admin_pb2.ResetSplitResponse]  # type: ignore[assignment]
     """Back to the configured weights, without results; ends a rollback."""
+    GetScaleSignal: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetScaleSignalRequest, _admin_pb2.GetScaleSignalResponse]  # type: ignore[assignment]
+    """What runs, waits and is refused, and how many workers that asks for."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -153,5 +157,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ResetSplitResponse, _abc.Awaitable[_admin_pb2.ResetSplitResponse]]:
         """Back to the configured weights, without results; ends a rollback."""
+
+    @_abc_1.abstractmethod
+    def GetScaleSignal(
+        self,
+        request: _admin_pb2.GetScaleSignalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetScaleSignalResponse, _abc.Awaitable[_admin_pb2.GetScaleSignalResponse]]:
+        """What runs, waits and is refused, and how many workers that asks for."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

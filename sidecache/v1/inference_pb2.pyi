@@ -170,7 +170,10 @@ class GenerateRequest(_message.Message):
     adapter: _builtins.str
     """A LoRA adapter known to the workers. Empty: the base model."""
     priority: _builtins.int
-    """Higher is served first where the engine can. Unset: 0."""
+    """Higher is served first among its tenant's own waiting requests, and in engines
+    that know priorities. A router takes -30 to 30 and no more than the caller's key
+    allows (keys say 0 unless they say otherwise). Unset: 0.
+    """
     cache_salt: _builtins.str
     """Prompts share KV blocks in a worker only under equal salts, so that one
     tenant cannot probe another's prompts by their time to first token. Set by

@@ -45,9 +45,13 @@ def make_prompt(
     request: pb.GenerateRequest, tenant: str = "acme", hint: PrefixHint | None = None
 ) -> RoutedPrompt:
     """A prompt as the relay hands it to the pool."""
+    return RoutedPrompt(make_ticket(request, tenant), hint)
+
+
+def make_ticket(request: pb.GenerateRequest, tenant: str = "acme") -> Ticket:
+    """A ticket of the model m, with ten seconds of time."""
     model = ServedModel.from_worker(MODEL)
-    ticket = Ticket("id", tenant, request, model, None, False, False, 10.0, 0.0)
-    return RoutedPrompt(ticket, hint)
+    return Ticket("id", tenant, request, model, None, False, False, 10.0, 0.0)
 
 
 def chat(*contents: str, salt: str = "") -> pb.GenerateRequest:

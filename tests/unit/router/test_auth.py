@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from router.admission.priority import PriorityClass
 from router.auth import KeyRing, Principal
+from router.tenant_limits import TenantLimits
 from sidecache.errors import Forbidden, SetupError, Unauthenticated
 
 
@@ -70,8 +72,19 @@ DIGEST = "0" * 64
         (f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\nadmin = "yes"', "admin is 'yes'"),
         (
             f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\nkey = "sk"',
-            "fields admin, sha256, tenant",
+            "fields admin, class, max_priority, sha256, tenant",
         ),
+        (f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\nclass = "urgent"', "class is 'urgent'"),
+        (f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\nmax_priority = 31', "priority is 31"),
+        (f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\nmax_priority = true', "is True"),
+        ('[[tenants]]\ntenant = "a"\nweight = 0', "tenant 1: weight is 0; it may be 0.001"),
+        ('[[tenants]]\ntenant = "a"\nweight = -1.5', "weight is -1.5"),
+        ('[[tenants]]\ntenant = "a"\nweight = nan', "weight is nan"),
+        ('[[tenants]]\ntenant = "a"\ntokens_per_minute = 0', "tokens_per_minute is 0; it may be 1"),
+        ('[[tenants]]\ntenant = "a"\nmax_in_flight = 2.5', "max_in_flight is 2.5"),
+        ('[[tenants]]\ntenant = "a"\nburst = 5', "fields max_in_flight, requests_per_minute"),
+        ('[[tenants]]\ntenant = "a"\n' * 2, "tenant a stands there twice"),
+        ("tenants = [3]", "tenant 1: may have the fields"),
         (f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\n' * 2, "key 2 stands there twice"),
     ],
 )
@@ -94,3 +107,21 @@ def test_admin_rights_are_asked_for() -> None:
     Principal("a", admin=True).require_admin()
     with pytest.raises(Forbidden):
         Principal("a").require_admin()
+
+
+def test_keys_have_a_class_and_tenants_have_limits(tmp_path: Path) -> None:
+    """A tenant's two keys may be of two classes; its limits are the tenant's."""
+    path = tmp_path / "keys.toml"
+    path.write_text(
+        f'[[keys]]\ntenant = "a"\nsha256 = "{sha256(b"sk-i").hexdigest()}"\n'
+        'class = "interactive"\nmax_priority = 9\n'
+        f'[[keys]]\ntenant = "a"\nsha256 = "{sha256(b"sk-b").hexdigest()}"\nclass = "batch"\n'
+        '[[tenants]]\ntenant = "a"\nweight = 2\ntokens_per_minute = 1000\n'
+    )
+    ring = KeyRing.load(path)
+    interactive = ring.authenticate([("authorization", "Bearer sk-i")])
+    batch = ring.authenticate([("authorization", "Bearer sk-b")])
+    assert interactive == Principal("a", False, PriorityClass.INTERACTIVE, 9)
+    assert batch == Principal("a", False, PriorityClass.BATCH, 0)
+    assert ring.limits_of("a") == TenantLimits(weight=2.0, tokens_per_minute=1000)
+    assert ring.limits_of("b") == TenantLimits()

@@ -1,0 +1,1 @@
+"""How much work is taken on, whose turn it is, and what is refused early."""
