@@ -18,11 +18,15 @@ class Admission:
     """Counts streams in flight, of all tenants and of each."""
 
     def __init__(self, settings: AdmissionSettings, clock: Callable[[], float]) -> None:
-        self.settings = settings
+        self._settings = settings
         self._clock = clock
         self._streams = 0
         self._by_tenant: Counter[str] = Counter()
         self._mean_duration_s = 1.0
+
+    def reconfigure(self, settings: AdmissionSettings) -> None:
+        """Take new bounds; nobody who is in is put out."""
+        self._settings = settings
 
     @property
     def streams(self) -> int:
@@ -38,14 +42,14 @@ class Admission:
                 expected to be free.
             QuotaExceeded: this tenant is at its own bound.
         """
-        if self._streams >= self.settings.max_streams:
+        if self._streams >= self._settings.max_streams:
             raise Overloaded(
-                f"the router is at its bound of {self.settings.max_streams} streams",
+                f"the router is at its bound of {self._settings.max_streams} streams",
                 retry_after_s=self._time_to_a_place(self._streams),
             )
-        if self._by_tenant[tenant] >= self.settings.max_streams_per_tenant:
+        if self._by_tenant[tenant] >= self._settings.max_streams_per_tenant:
             raise QuotaExceeded(
-                f"at the bound of {self.settings.max_streams_per_tenant} streams in flight",
+                f"at the bound of {self._settings.max_streams_per_tenant} streams in flight",
                 subject=f"tenant:{tenant}",
                 retry_after_s=self._time_to_a_place(self._by_tenant[tenant]),
             )

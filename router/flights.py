@@ -29,15 +29,19 @@ class Flights:
     """
 
     def __init__(self, settings: FlightSettings, max_log_bytes: int, reader_stall_s: float) -> None:
-        self.settings = settings
+        self._settings = settings
         self._max_log_bytes = max_log_bytes
-        self.reader_stall_s = reader_stall_s
+        self._reader_stall_s = reader_stall_s
         # By tenant and exact key.
         self._shared: dict[tuple[str, bytes], Flight] = {}
         # By request id, oldest first.
         self._kept: OrderedDict[str, Flight] = OrderedDict()
         # Of those whom nobody reads.
         self._expiry: dict[str, asyncio.TimerHandle] = {}
+
+    def reconfigure(self, settings: FlightSettings, reader_stall_s: float) -> None:
+        """Take new settings; flights under way stay."""
+        self._settings, self._reader_stall_s = settings, reader_stall_s
 
     def to_join(self, ticket: Ticket) -> Flight | None:
         """The flight whose answer is this request's too, if there is one."""
@@ -46,7 +50,7 @@ class Flights:
         flight = self._shared.get((ticket.tenant, ticket.key.exact))
         if flight is None or flight.is_over or not flight.is_whole:
             return None
-        return flight if flight.readers < self.settings.max_readers else None
+        return flight if flight.readers < self._settings.max_readers else None
 
     async def join(self, flight: Flight, ticket: Ticket, reader: Reader) -> None:
         """Read along until the stream ends.
@@ -56,7 +60,7 @@ class Flights:
         """
         flight.readers += 1
         try:
-            await flight.join(ticket, reader, self.reader_stall_s)
+            await flight.join(ticket, reader, self._reader_stall_s)
         finally:
             await self._left(flight)
 
@@ -80,7 +84,7 @@ class Flights:
         flight.readers += 1
         flight.take_off(lambda: generate(flight), reader)
         try:
-            await flight.lead(self.reader_stall_s)
+            await flight.lead(self._reader_stall_s)
         finally:
             await self._left(flight)
 
@@ -102,7 +106,7 @@ class Flights:
             expiry.cancel()
         flight.readers += 1
         try:
-            await flight.rejoin(reader, offset, self.reader_stall_s)
+            await flight.rejoin(reader, offset, self._reader_stall_s)
         finally:
             await self._left(flight)
 
@@ -115,7 +119,7 @@ class Flights:
         return self._may_be_shared(ticket) or ticket.attach_window_s > 0
 
     def _may_be_shared(self, ticket: Ticket) -> bool:
-        return self.settings.single_flight and ticket.key is not None and ticket.may_store
+        return self._settings.single_flight and ticket.key is not None and ticket.may_store
 
     def _register(self, flight: Flight) -> None:
         ticket = flight.ticket
@@ -123,7 +127,7 @@ class Flights:
             self._shared[ticket.tenant, ticket.key.exact] = flight
         if ticket.attach_window_s:
             self._kept[ticket.request_id] = flight
-            while len(self._kept) > self.settings.max_kept:
+            while len(self._kept) > self._settings.max_kept:
                 self._drop(*self._kept.popitem(last=False))
 
     async def _left(self, flight: Flight) -> None:

@@ -49,8 +49,12 @@ class Relay:
 
     def __init__(self, pool: WorkerPool, limits: LimitSettings, routing: RoutingSettings) -> None:
         self._pool = pool
-        self.limits = limits
-        self.routing = routing
+        self._limits = limits
+        self._routing = routing
+
+    def reconfigure(self, limits: LimitSettings, routing: RoutingSettings) -> None:
+        """Take new settings; streams under way go on by theirs."""
+        self._limits, self._routing = limits, routing
 
     async def stream(
         self,
@@ -79,7 +83,7 @@ class Relay:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + ticket.timeout_s
         prompt = RoutedPrompt(ticket, hint)
-        attempts = Attempts(self._pool, self.limits, ticket, tape)
+        attempts = Attempts(self._pool, self._limits, ticket, tape)
         while True:
             with attempts.lease(None if to_idlest else prompt) as lease:
                 try:
@@ -102,7 +106,7 @@ class Relay:
         timeout_s: float,
     ) -> None:
         """Pass on one worker's events until its stream has ended well."""
-        limits, worker = self.limits, passage.worker
+        limits, worker = self._limits, passage.worker
         between_tokens_s = limits.worker_silence_s if attempts.why_not else limits.token_silence_s
         call = worker.inference.Generate(
             request,
@@ -139,7 +143,7 @@ class Relay:
     ) -> pb.GenerateRequest:
         """The request, with the prompt's token ids where the worker would make the same."""
         request = ticket.request
-        if hint is None or not self.routing.forward_token_ids:
+        if hint is None or not self._routing.forward_token_ids:
             return request
         if not fits(hint, worker, request):
             return request
@@ -184,7 +188,8 @@ class Passage:
         """
         tape, passes = self.tape, True
         if event.HasField("started"):
-            if event.started.model_revision != self.ticket.model.revision:
+            model = self.ticket.model
+            if (event.started.model, event.started.model_revision) != (model.name, model.revision):
                 # It was restarted with another checkpoint since it was chosen.
                 raise EngineFailed(f"worker {event.started.worker} serves another revision")
             if tape.started:
