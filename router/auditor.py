@@ -46,12 +46,16 @@ class Auditor:
         self._relay = relay
         self._pool = pool
         self._cache = cache
-        self.settings = settings
+        self._settings = settings
         self._max_answer_bytes = max_answer_bytes
         self._clock = clock
         self._tasks: asyncio.TaskGroup | None = None
         self.running = 0
         self.dropped = 0
+
+    def reconfigure(self, settings: AuditSettings) -> None:
+        """Take new settings; audits under way go on."""
+        self._settings = settings
 
     async def run(self) -> None:
         """Let audits in until cancelled, and cancel those under way."""
@@ -66,7 +70,7 @@ class Auditor:
         """Generate a hit again if it was picked and nobody is held up by that."""
         if not hit.audit or not ticket.may_store or ticket.only_if_cached:
             return
-        full = self.running >= self.settings.max_audits
+        full = self.running >= self._settings.max_audits
         if self._tasks is None or full or not self._pool.has_idle_worker(ticket.model):
             self.dropped += 1
             return
@@ -93,11 +97,11 @@ class Auditor:
         """The same request as a low one of its own; its cache key stays what it was."""
         request = pb.GenerateRequest()
         request.CopyFrom(ticket.request)
-        request.priority = min(request.priority, self.settings.priority)
+        request.priority = min(request.priority, self._settings.priority)
         return replace(
             ticket,
             request=request,
             request_id=f"{ticket.request_id}-audit",
-            timeout_s=self.settings.timeout_s,
+            timeout_s=self._settings.timeout_s,
             opened_at=self._clock(),
         )

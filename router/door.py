@@ -36,10 +36,14 @@ class Door:
         self._splits = splits
         self.authenticator = authenticator
         self._pool = pool
-        self.limits = limits
+        self._limits = limits
         self._clock = clock
         # A request id names its router, so that the stream can be found again.
         self._instance = secrets.token_hex(4)
+
+    def reconfigure(self, limits: LimitSettings) -> None:
+        """Take new limits for whoever comes next."""
+        self._limits = limits
 
     def identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> Principal:
         """Say who calls.
@@ -81,10 +85,10 @@ class Door:
         model = self._pool.model(request.model)
         request.model = model.name
         if not request.HasField("max_tokens"):
-            request.max_tokens = min(self.limits.default_max_tokens, model.context_length)
+            request.max_tokens = min(self._limits.default_max_tokens, model.context_length)
         if not request.HasField("n"):
             request.n = 1
-        validate(request, model, self.limits)
+        validate(request, model, self._limits)
         request.cache_salt = self._salt.of(tenant)
         # Engines that know priorities keep the classes apart too, and may preempt by them.
         if priority_class.engine_base:
@@ -100,7 +104,7 @@ class Door:
         self.identify(context)
         model = self._pool.model(self._splits.served_name(request.model))
         request.model = model.name
-        check_tokenizable(request, self.limits)
+        check_tokenizable(request, self._limits)
         return model
 
     def _write_ticket(
@@ -119,7 +123,7 @@ class Door:
         if may_look_up or may_store:
             key = request_key(request, tenant=tenant, model=model.name, revision=model.revision)
         remaining_s = context.time_remaining()
-        limit_s = self.limits.max_request_s
+        limit_s = self._limits.max_request_s
         return Ticket(
             request_id=f"{self._instance}-{secrets.token_hex(8)}",
             tenant=tenant,
@@ -140,4 +144,4 @@ class Door:
         if not request.HasField("attach_window"):
             return 0.0
         asked_s = request.attach_window.ToNanoseconds() / 1e9
-        return min(asked_s, self.limits.max_attach_window_s)
+        return min(asked_s, self._limits.max_attach_window_s)

@@ -39,9 +39,9 @@ class Flights:
         reader_stall_s: float,
         max_flight_s: float,
     ) -> None:
-        self.settings = settings
+        self._settings = settings
         self._max_log_bytes = max_log_bytes
-        self.reader_stall_s = reader_stall_s
+        self._reader_stall_s = reader_stall_s
         self._max_flight_s = max_flight_s
         # By exact key, which has the tenant in it.
         self._shared: dict[bytes, Flight] = {}
@@ -51,6 +51,10 @@ class Flights:
         self._kept: OrderedDict[str, Flight] = OrderedDict()
         # Of those whom nobody reads.
         self._expiry: dict[str, asyncio.TimerHandle] = {}
+
+    def reconfigure(self, settings: FlightSettings, reader_stall_s: float) -> None:
+        """Take new settings; flights under way stay."""
+        self._settings, self._reader_stall_s = settings, reader_stall_s
 
     def to_join(self, ticket: Ticket, *, has_missed: bool = False) -> Flight | None:
         """The flight whose answer is this request's too, if there is one.
@@ -67,7 +71,7 @@ class Flights:
             return None
         if flight.is_over and not (has_missed and self._is_fresh(flight)):
             return None
-        return flight if flight.readers < self.settings.max_readers else None
+        return flight if flight.readers < self._settings.max_readers else None
 
     def timeout_s(self, ticket: Ticket) -> float:
         """How long a worker may take: who joins may have more time than who began.
@@ -85,7 +89,7 @@ class Flights:
         """
         flight.readers += 1
         try:
-            await flight.join(Joined(ticket, reader), self.reader_stall_s)
+            await flight.join(Joined(ticket, reader), self._reader_stall_s)
         finally:
             await self._left(flight)
 
@@ -109,7 +113,7 @@ class Flights:
         flight.readers += 1
         flight.take_off(generate, reader)
         try:
-            await flight.lead(self.reader_stall_s)
+            await flight.lead(self._reader_stall_s)
         finally:
             flight.first_has_left()
             await self._left(flight)
@@ -132,7 +136,7 @@ class Flights:
             expiry.cancel()
         flight.readers += 1
         try:
-            await flight.rejoin(reader, offset, self.reader_stall_s)
+            await flight.rejoin(reader, offset, self._reader_stall_s)
         finally:
             await self._left(flight)
 
@@ -142,14 +146,14 @@ class Flights:
             self._drop(*self._kept.popitem())
 
     def _is_fresh(self, flight: Flight) -> bool:
-        return self._loop_time() - flight.ended_at <= self.settings.linger_s
+        return self._loop_time() - flight.ended_at <= self._settings.linger_s
 
     @staticmethod
     def _loop_time() -> float:
         return asyncio.get_running_loop().time()
 
     def _may_be_shared(self, ticket: Ticket) -> bool:
-        return self.settings.single_flight and ticket.may_store and ticket.key is not None
+        return self._settings.single_flight and ticket.may_store and ticket.key is not None
 
     def _register(self, flight: Flight) -> None:
         ticket = flight.ticket
@@ -160,7 +164,7 @@ class Flights:
             self._keep_within_bounds()
 
     def _keep_within_bounds(self) -> None:
-        settings = self.settings
+        settings = self._settings
         while len(self._kept) > settings.max_kept or self._kept_bytes() > settings.max_kept_bytes:
             self._drop(*self._kept.popitem(last=False))
 
@@ -197,12 +201,12 @@ class Flights:
     def _linger(self, flight: Flight) -> None:
         """Let who missed in the cache just before the answer was stored still find it."""
         is_stored = flight.may_be_joined and flight.tape.is_storable
-        if not is_stored or flight.log_bytes > self.settings.max_linger_bytes:
+        if not is_stored or flight.log_bytes > self._settings.max_linger_bytes:
             self._forget_shared(flight)
             return
-        ended, since = self._ended, self._loop_time() - self.settings.linger_s
+        ended, since = self._ended, self._loop_time() - self._settings.linger_s
         ended.append(flight)
-        while ended and (len(ended) > self.settings.max_lingering or ended[0].ended_at < since):
+        while ended and (len(ended) > self._settings.max_lingering or ended[0].ended_at < since):
             self._forget_shared(ended.popleft())
 
     def _expire(self, flight: Flight) -> None:

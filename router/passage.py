@@ -83,7 +83,8 @@ class Passage:
         """
         tape, passes = self.tape, True
         if event.HasField("started"):
-            if event.started.model_revision != self.ticket.model.revision:
+            model = self.ticket.model
+            if (event.started.model, event.started.model_revision) != (model.name, model.revision):
                 # It was restarted with another checkpoint since it was chosen.
                 raise EngineFailed(f"worker {event.started.worker} serves another revision")
             if tape.started:

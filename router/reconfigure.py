@@ -85,12 +85,12 @@ class Reconfigurer:
         self._pool.reconfigure(new.workers, new.routing, new.default_model)
         self._dispatcher.reconfigure(new.routing, make_configured(new.routing))
         self._admission.reconfigure(new.admission)
-        self._auditor.settings = new.audit
-        self._relay.routing = new.routing
-        self._flights.settings = new.flights
-        self._flights.reader_stall_s = new.limits.reader_stall_s
-        for part in (self._door, self._relay, self._inference, self._shadows):
-            part.limits = new.limits
+        self._auditor.reconfigure(new.audit)
+        self._relay.reconfigure(new.limits, new.routing)
+        self._flights.reconfigure(new.flights, new.limits.reader_stall_s)
+        self._door.reconfigure(new.limits)
+        self._inference.reconfigure(new.limits)
+        self._shadows.reconfigure(new.limits)
         self._splits.reconfigure(new.splits)
         if self._keys is not None:
             self._keys.refresh()

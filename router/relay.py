@@ -60,9 +60,13 @@ class Relay:
         recovery: Recovery,
     ) -> None:
         self._pool = pool
-        self.limits = limits
-        self.routing = routing
+        self._limits = limits
+        self._routing = routing
         self._recovery = recovery
+
+    def reconfigure(self, limits: LimitSettings, routing: RoutingSettings) -> None:
+        """Take new settings; streams under way go on by theirs."""
+        self._limits, self._routing = limits, routing
 
     async def stream(
         self,
@@ -93,7 +97,7 @@ class Relay:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (ticket.timeout_s if timeout_s is None else timeout_s)
         prompt = RoutedPrompt(ticket, hint)
-        attempts = Attempts(self._pool, self.limits, self._recovery, ticket, tape)
+        attempts = Attempts(self._pool, self._limits, self._recovery, ticket, tape)
         while True:
             await attempts.may_go_on()
             with attempts.lease(None if to_idlest else prompt) as passage:
@@ -146,7 +150,7 @@ class Relay:
             call.cancel()
             if guard.worker_stalled:
                 # One stream may be stuck while others flow; a worker is lost with all of them.
-                passage.worker_is_lost = worker.is_quiet(self.limits.token_silence_s / 2)
+                passage.worker_is_lost = worker.is_quiet(self._limits.token_silence_s / 2)
                 self._pool.suspect(worker)
         if not tape.is_complete:
             raise EngineFailed(f"worker {worker.name} ended its stream too early")
@@ -166,7 +170,7 @@ class Relay:
 
     def _guard(self, tape: Tape, attempts: Attempts) -> StallGuard:
         """Patience for a worker's first word, for its first token and between tokens."""
-        limits = self.limits
+        limits = self._limits
         between_tokens_s = limits.worker_silence_s if attempts.why_not else limits.token_silence_s
         # The client of a stream that goes on waits in the middle of a sentence.
         answer_s = limits.token_silence_s if tape.tokens else limits.worker_answer_s
@@ -179,7 +183,7 @@ class Relay:
     ) -> pb.GenerateRequest:
         """The request, with the prompt's token ids where the worker would make the same."""
         request = ticket.request
-        if hint is None or not self.routing.forward_token_ids:
+        if hint is None or not self._routing.forward_token_ids:
             return request
         if not fits(hint, worker, request):
             return request

@@ -60,12 +60,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._relay = relay
         self._pool = pool
         self._accounts = accounts
-        self.limits = limits
+        self._limits = limits
         self._max_answer_bytes = max_answer_bytes
         self._clock = clock
         self._auditor = auditor
         self._flights = flights
         self._speculation = speculation
+
+    def reconfigure(self, limits: LimitSettings) -> None:
+        """Take new limits; calls under way go on by theirs."""
+        self._limits = limits
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Answer one prompt: from the cache if it knows, else from a worker."""
@@ -81,7 +85,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 case None:
                     pass  # a worker had its first token before the cache had an answer
                 case Hit():
-                    await replay(outcome, ticket, context, self.limits.reader_stall_s)
+                    await replay(outcome, ticket, context, self._limits.reader_stall_s)
                     self._auditor.audit_soon(ticket, outcome)
                 case Miss() if ticket.only_if_cached:
                     raise NotCached("no stored answer, and only-if-cached was asked for")

@@ -53,12 +53,16 @@ class Shadows:
         self._splits = splits
         self._relay = relay
         self._pool = pool
-        self.limits = limits
+        self._limits = limits
         self._clock = clock
         self._draw = draw
         self._tasks: asyncio.TaskGroup | None = None
         self._running = 0
         self.dropped = 0
+
+    def reconfigure(self, limits: LimitSettings) -> None:
+        """Take new limits; copies under way go on."""
+        self._limits = limits
 
     async def run(self) -> None:
         """Let copies in until cancelled, and cancel those under way."""
@@ -118,7 +122,7 @@ class Shadows:
         request.priority = min(request.priority, shadow.priority)
         salt, request.cache_salt = request.cache_salt, ""
         request.max_tokens = min(request.max_tokens, model.context_length)
-        validate(request, model, self.limits)
+        validate(request, model, self._limits)
         request.cache_salt = salt
         return replace(
             ticket,

@@ -51,13 +51,15 @@ async def test_a_draining_worker_refuses_by_name_and_ends_what_is_left(tmp_path:
 
 async def test_a_router_that_must_end_says_that_tokens_were_sent(tmp_path: Path) -> None:
     """A client's stream that outlasts the grace ends with ABORTED: it has begun."""
-    async with scripted_stack(tmp_path, workers=(SLOW,), with_cache=False) as stack:
-        async with stack.client.generate("x", max_tokens=1000) as stream:
-            await anext(aiter(stream))
-            drain = asyncio.create_task(stack.router.drain(0.1))
-            with pytest.raises(StreamInterrupted):
-                await stream.complete()
-            await drain
+    async with (
+        scripted_stack(tmp_path, workers=(SLOW,), with_cache=False) as stack,
+        stack.client.generate("x", max_tokens=1000) as stream,
+    ):
+        await anext(aiter(stream))
+        drain = asyncio.create_task(stack.router.drain(0.1))
+        with pytest.raises(StreamInterrupted):
+            await stream.complete()
+        await drain
 
 
 async def test_a_client_of_two_routers_does_not_notice_a_drain(tmp_path: Path) -> None:
