@@ -52,10 +52,12 @@ class Miss:
     """No stored answer, and why: a MissReason's name, or what ails the cache.
 
     ``prefix``: what the sidecar knows about the workers' KV caches; None: nothing.
+    ``flight``: another router that generates this answer now; None: none is known.
     """
 
     reason: str
     prefix: PrefixHint | None = None
+    flight: cache_pb2.FlightLease | None = None
 
     @property
     def is_told(self) -> bool:
@@ -109,6 +111,7 @@ class CacheClient:
 
     Args:
         wants_hint: whether it matters which worker of a model gets a request.
+        advertise: where other routers may read along what this one generates; empty: nowhere.
     """
 
     def __init__(
@@ -117,7 +120,9 @@ class CacheClient:
         settings: LookupSettings,
         clock: Callable[[], float],
         wants_hint: Callable[[ServedModel], bool] = _wants_none,
+        advertise: str = "",
     ) -> None:
+        self._advertise = advertise
         self._wants_hint = wants_hint
         self._stub = cache_pb2_grpc.CacheServiceStub(channel)
         self._settings = settings
@@ -143,6 +148,9 @@ class CacheClient:
             request = lookup_request(ticket) if is_asked else cache_pb2.LookupRequest()
             if hinted:
                 add_prefix_query(request, ticket)
+            if is_asked and self._advertise and ticket.may_store:
+                request.flight.router = self._advertise
+                request.flight.request_id = ticket.request_id
             answer = await self._stub.Lookup(request, timeout=min(limit_s, ticket.timeout_s))
         except grpc.aio.AioRpcError as error:
             if _speaks_of_the_sidecar(error, hurried=hurried):
@@ -156,7 +164,8 @@ class CacheClient:
         prefix = None
         if hinted and miss.HasField("prefix"):
             prefix = PrefixHint.from_sidecar(miss.prefix, ticket.model)
-        return Miss(_reason_name(miss.reason) if is_asked else "not_asked", prefix)
+        flight = miss.flight if miss.HasField("flight") else None
+        return Miss(_reason_name(miss.reason) if is_asked else "not_asked", prefix, flight)
 
     def store_soon(
         self, ticket: Ticket, answer: cache_pb2.Answer | None, audits_entry_id: str = ""

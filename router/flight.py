@@ -13,7 +13,7 @@ from opentelemetry import trace
 
 from observability.interceptors.server import is_client_gone
 from router.flight_log import FlightLog
-from router.flight_readers import Joined
+from router.flight_readers import Joined, Resumed
 from router.relay import Reader
 from router.stall import StallGuard
 from router.tape import Tape
@@ -175,7 +175,7 @@ class Flight:
             request_id=self.ticket.request_id, source=pb.SOURCE_ENGINE
         )
         await reader.write(pb.GenerateResponse(started=started))
-        await self._read(reader, position, stall_s)
+        await self._read(Resumed(reader), position, stall_s)
         self._raise_failure()
 
     async def cancel(self) -> None:

@@ -94,10 +94,9 @@ class FlightLog:
             if message.delta.offset == offset:
                 return self.trimmed + at
             if message.delta.offset > offset:
-                raise InvalidRequest(
-                    f"{offset}; no message ended there, only at {message.delta.offset}",
-                    field="offset",
-                )
+                raise _not_there(offset, message.delta.offset)
+        if offset < tokens:
+            raise _not_there(offset, tokens)
         return self._after_tokens()
 
     def _after_tokens(self) -> int:
@@ -116,6 +115,10 @@ class FlightLog:
         del messages[:gone]
         self._sized -= gone
         self.trimmed += gone
+
+
+def _not_there(offset: int, end: int) -> InvalidRequest:
+    return InvalidRequest(f"{offset}; no message ended there, only at {end}", field="offset")
 
 
 def _may_follow(before: pb.GenerateResponse, message: pb.GenerateResponse) -> bool:

@@ -23,6 +23,28 @@ class Reattached:
         await self._context.write(pb.AttachResponse(event=message))
 
 
+class Resumed:
+    """A reader who has been told already how the stream started.
+
+    Args:
+        reader: gets the rest.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def write(self, message: pb.GenerateResponse) -> None:
+        if message.HasField("started"):
+            # Others read the message too.
+            rest = pb.GenerateResponse()
+            rest.CopyFrom(message)
+            rest.ClearField("started")
+            if not rest.ListFields():
+                return
+            message = rest
+        await self._reader.write(message)
+
+
 class Joined:
     """A reader who is told his own request's id, and that the stream is another's.
 

@@ -118,14 +118,23 @@ class Flights:
             flight.first_has_left()
             await self._left(flight)
 
-    async def attach(self, tenant: str, request_id: str, offset: int, reader: Reader) -> None:
+    async def attach(
+        self, tenant: str, request_id: str, offset: int, reader: Reader, *, by_router: bool = False
+    ) -> None:
         """Read on in a stream of one's own.
+
+        Args:
+            tenant: who asks.
+            request_id: of the stream.
+            offset: tokens the reader has.
+            reader: gets the rest.
+            by_router: another router reads along; it may read whatever may be shared.
 
         Raises:
             NotFound: this router keeps no such stream of this tenant.
             InvalidRequest: no message of the stream ended at this offset.
         """
-        flight = self._kept.get(request_id)
+        flight = self._shared_as(request_id) if by_router else self._kept.get(request_id)
         if flight is None or flight.ticket.tenant != tenant:
             raise NotFound(
                 "no stream of yours has this id, or it ended too long ago; send the request again",
@@ -139,6 +148,10 @@ class Flights:
             await flight.rejoin(reader, offset, self._reader_stall_s)
         finally:
             await self._left(flight)
+
+    def _shared_as(self, request_id: str) -> Flight | None:
+        flights = (f for f in self._shared.values() if f.ticket.request_id == request_id)
+        return next((f for f in flights if f.may_be_joined), None)
 
     def close(self) -> None:
         """End what nobody reads any more."""

@@ -31,6 +31,7 @@ from router.cache_desk import CacheDesk
 from router.dispatch import Dispatcher
 from router.door import Door
 from router.flights import Flights
+from router.mesh import Mesh, read_key
 from router.model import ServedModel
 from router.outliers import Outliers
 from router.pool import WorkerPool
@@ -100,6 +101,9 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
                 await stack.enter_async_context(_in_background(part.run(), name))
         for work in (admission.run(pool.wait_for_change), scaler.run()):
             await stack.enter_async_context(_in_background(work, "Admission"))
+        mesh = _mesh(settings, telemetry)
+        if mesh is not None:
+            stack.push_async_callback(mesh.aclose)
         await pool.wait_for_first_contact()
         relay = Relay(pool, settings.limits, settings.routing, recovery)
         max_answer_bytes = settings.lookup.max_answer_bytes
@@ -127,6 +131,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             splits,
             shadows,
             _speculation(settings, telemetry),
+            mesh,
         )
         admin = AdminServicer(
             door, pool, desk, clock, Warmer(pool, clock), splits, admission, scaler
@@ -170,6 +175,18 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.lookup.store_timeout_s):
                     await cache.flush()
+
+
+def _mesh(settings: RouterSettings, telemetry: Telemetry) -> Mesh | None:
+    flights = settings.flights
+    if flights.mesh_key_file is None:
+        return None
+    key = read_key(flights.mesh_key_file)
+
+    def dial(address: str) -> grpc.aio.Channel:
+        return open_channel(address, telemetry, settings.channels)
+
+    return Mesh(key, dial, flights, settings.limits)
 
 
 def _speculation(settings: RouterSettings, telemetry: Telemetry) -> Speculation | None:
@@ -225,7 +242,8 @@ async def _cache(
             announcer = WorkerAnnouncer(channel, pool.addresses, lookup, time.monotonic)
             await stack.enter_async_context(_in_background(announcer.run(), "WorkerAnnouncer"))
             wants_hint = partial(_wants_hint, announcer, pool)
-        client = CacheClient(channel, lookup, time.monotonic, wants_hint)
+        advertise = settings.flights.advertise if settings.flights.mesh_key_file else ""
+        client = CacheClient(channel, lookup, time.monotonic, wants_hint, advertise)
         DroppedStoreMetrics(telemetry.meter, lambda: client.stores_dropped)
         yield client, CacheDesk(channel, lookup, lambda: client.stores_dropped)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+from opentelemetry.trace import INVALID_SPAN_CONTEXT
 
 from router.account import Account, Accounts
 from router.admission.gate import Admission
@@ -13,12 +14,12 @@ from router.cache_desk import CacheDesk
 from router.door import Door
 from router.flight_readers import Reattached
 from router.flights import Flights
+from router.mesh import Mesh
 from router.pool import WorkerPool
-from router.prefix import PrefixHint
 from router.relay import Reader, Relay
 from router.replay import replay
 from router.settings import LimitSettings
-from router.speculation import Speculation
+from router.speculation import OVERTAKEN, Speculation
 from router.splits.shadow import Shadows
 from router.splits.splits import Splits
 from router.tape import Tape
@@ -50,6 +51,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         splits: Splits,
         shadows: Shadows,
         speculation: Speculation | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self._splits = splits
         self._shadows = shadows
@@ -66,6 +68,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._auditor = auditor
         self._flights = flights
         self._speculation = speculation
+        self._mesh = mesh
 
     def reconfigure(self, limits: LimitSettings) -> None:
         """Take new limits; calls under way go on by theirs."""
@@ -92,7 +95,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 case Miss():
                     missed = outcome.was_looked_up
                     if not await self._read_along(ticket, account, context, has_missed=missed):
-                        await self._generate(ticket, outcome.prefix, account, context)
+                        await self._generate(ticket, outcome, account, context)
 
     async def _look_up(
         self, ticket: Ticket, account: Account, context: Context
@@ -102,7 +105,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if self._speculation is not None and not ticket.only_if_cached:
             return await self._speculation.race(
                 lookup,
-                lambda reader: self._generate(ticket, None, account, reader),
+                lambda reader: self._generate(ticket, OVERTAKEN, account, reader),
                 context,
                 account.looked_up,
             )
@@ -121,15 +124,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         await self._flights.join(flight, ticket, context)
         return True
 
-    async def _generate(
-        self, ticket: Ticket, hint: PrefixHint | None, account: Account, reader: Reader
-    ) -> None:
+    async def _generate(self, ticket: Ticket, miss: Miss, account: Account, reader: Reader) -> None:
         """Have a worker answer, for this caller and for those who join."""
         tape = account.follow(Tape(ticket, self._max_answer_bytes, self._clock))
         self._shadows.copy_soon(ticket)
         timeout_s = self._flights.timeout_s(ticket)
 
         async def generate(to: Reader) -> None:
+            if self._mesh is not None and miss.flight is not None:
+                account.coalesced(tape, INVALID_SPAN_CONTEXT)
+                if await self._mesh.follow(miss.flight, ticket, tape, to):
+                    return  # the router that generated it stores it
+                account.generates()
+            hint = miss.prefix
             async with self._admission.claim(ticket, tape, hint) as place:
                 worker = await self._relay.stream(place.ticket, tape, to, hint, timeout_s=timeout_s)
             answer = tape.answer(worker.name, ticket.model.revision)
@@ -139,9 +146,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Attach(self, request: pb.AttachRequest, context: Context) -> None:
         """Go on with a stream of the caller's whose connection was lost."""
-        tenant = self._door.identify(context).tenant
+        tenant = None
+        if self._mesh is not None:
+            tenant = self._mesh.tenant_of(context.invocation_metadata() or ())
+        by_router = tenant is not None
+        if tenant is None:
+            tenant = self._door.identify(context).tenant
         reader = Reattached(context)
-        await self._flights.attach(tenant, request.request_id, request.offset, reader)
+        request_id, offset = request.request_id, request.offset
+        with self._admission.admit(tenant):
+            await self._flights.attach(tenant, request_id, offset, reader, by_router=by_router)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context

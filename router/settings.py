@@ -200,6 +200,14 @@ class FlightSettings(SettingsPart):
     """Streams whose clients may come back, running and ended ones together."""
     max_kept_bytes: Annotated[int, Field(ge=1)] = 64 << 20
     """Of those that nobody reads; one that still runs counts as lookup.max_answer_bytes."""
+    advertise: str = ""
+    """Where other routers reach this one; with mesh_key_file and one sidecar for all of them,
+    routers share generations. Empty: each has its own."""
+    mesh_key_file: Path | None = None
+    """A secret of 32 bytes or more that all routers have; with it a router may read any
+    tenant's running streams at another."""
+    remote_wait_s: PositiveSeconds = 0.25
+    """Another router that does not answer for so long is not waited for."""
     linger_s: Seconds = 0.25
     """An ended stream is shared for so long: its answer is on its way to the cache."""
     max_lingering: Annotated[int, Field(ge=0)] = 512

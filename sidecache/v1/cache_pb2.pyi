@@ -154,6 +154,7 @@ class LookupRequest(_message.Message):
     MAX_AGE_FIELD_NUMBER: _builtins.int
     MIN_SIMILARITY_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
+    FLIGHT_FIELD_NUMBER: _builtins.int
     min_similarity: _builtins.float
     @_builtins.property
     def key(self) -> Global___CacheKey:
@@ -167,6 +168,12 @@ class LookupRequest(_message.Message):
     def prefix(self) -> Global___PrefixQuery:
         """Also say, with a miss, which worker holds how much of this prompt."""
 
+    @_builtins.property
+    def flight(self) -> Global___FlightClaim:
+        """Also say, with a miss, who generates this answer just now; if nobody does, it
+        is the caller from now on, for a while.
+        """
+
     def __init__(
         self,
         *,
@@ -174,16 +181,67 @@ class LookupRequest(_message.Message):
         max_age: _duration_pb2.Duration | None = ...,
         min_similarity: _builtins.float | None = ...,
         prefix: Global___PrefixQuery | None = ...,
+        flight: Global___FlightClaim | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_similarity", b"_min_similarity", "key", b"key", "max_age", b"max_age", "min_similarity", b"min_similarity", "prefix", b"prefix"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_similarity", b"_min_similarity", "flight", b"flight", "key", b"key", "max_age", b"max_age", "min_similarity", b"min_similarity", "prefix", b"prefix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_similarity", b"_min_similarity", "key", b"key", "max_age", b"max_age", "min_similarity", b"min_similarity", "prefix", b"prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_similarity", b"_min_similarity", "flight", b"flight", "key", b"key", "max_age", b"max_age", "min_similarity", b"min_similarity", "prefix", b"prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_similarity: _TypeAlias = _typing.Literal["min_similarity"]  # noqa: Y015
     _WhichOneofArgType__min_similarity: _TypeAlias = _typing.Literal["_min_similarity", b"_min_similarity"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_similarity) -> _WhichOneofReturnType__min_similarity | None: ...
 
 Global___LookupRequest: _TypeAlias = LookupRequest  # noqa: Y015
+
+@_typing.final
+class FlightClaim(_message.Message):
+    """Several routers share one generation: who misses first has the lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    router: _builtins.str
+    """Where other routers can dial the one that asks."""
+    request_id: _builtins.str
+    """By which they find the stream there, with Attach."""
+    def __init__(
+        self,
+        *,
+        router: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "router", b"router"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlightClaim: _TypeAlias = FlightClaim  # noqa: Y015
+
+@_typing.final
+class FlightLease(_message.Message):
+    """A hint only: who finds nobody there generates by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    router: _builtins.str
+    request_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        router: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "router", b"router"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlightLease: _TypeAlias = FlightLease  # noqa: Y015
 
 @_typing.final
 class PrefixQuery(_message.Message):
@@ -297,6 +355,7 @@ class CacheMiss(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXPLORED_ENTRY_ID_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
+    FLIGHT_FIELD_NUMBER: _builtins.int
     reason: Global___MissReason.ValueType
     explored_entry_id: _builtins.str
     """With MISS_REASON_EXPLORED: the entry whose answer will be compared with the
@@ -306,16 +365,21 @@ class CacheMiss(_message.Message):
     def prefix(self) -> Global___PrefixHint:
         """Unset: not asked for, or the sidecar could not say in time."""
 
+    @_builtins.property
+    def flight(self) -> Global___FlightLease:
+        """Another router that generates this answer now. Unset: the lease is the caller's."""
+
     def __init__(
         self,
         *,
         reason: Global___MissReason.ValueType = ...,
         explored_entry_id: _builtins.str = ...,
         prefix: Global___PrefixHint | None = ...,
+        flight: Global___FlightLease | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flight", b"flight", "prefix", b"prefix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explored_entry_id", b"explored_entry_id", "prefix", b"prefix", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explored_entry_id", b"explored_entry_id", "flight", b"flight", "prefix", b"prefix", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,7 +16,13 @@ from router.relay import Reader
 from router.settings import FlightSettings
 from router.tape import Tape
 from router.ticket import Ticket
-from sidecache.errors import EngineFailed, InvalidRequest, SidecacheError, StreamInterrupted
+from sidecache.errors import (
+    EngineFailed,
+    InvalidRequest,
+    NotFound,
+    SidecacheError,
+    StreamInterrupted,
+)
 from sidecache.key import RequestKey
 from sidecache.stream_events import single_events
 from sidecache.stream_order import StreamOrder
@@ -344,6 +350,34 @@ async def test_what_is_kept_for_the_lost_is_bounded_in_bytes() -> None:
     assert not any(generation.running for generation in generations)
 
 
+async def test_a_vanished_client_who_may_return_ends_nothing() -> None:
+    """The write that fails is his alone; the stream goes on, and waits for him."""
+    flights, generation = make_flights(), Generation()
+    mine = replace(ticket(), attach_window_s=60.0)
+    with pytest.raises(grpc.aio.InternalError):
+        await flights.fly(mine, generation.tape, Gone(), generation)
+    await steps(200)
+    assert generation.tape.tokens == TOKENS
+    returned = Listener()
+    await flights.attach("acme", "leader", 0, returned)
+    assert returned.ids == list(range(TOKENS))
+    flights.close()
+
+
+async def test_a_router_reads_only_what_may_be_shared() -> None:
+    """And a tenant nothing at all by that way; a private stream is not there for either."""
+    flights, generation = make_flights(), Generation()
+    asking = asyncio.create_task(ask(flights, generation, "leader", Listener()))
+    await steps(5)
+    for tenant, by_router in (("umbrella", True), ("acme", False)):
+        with pytest.raises(NotFound):
+            await flights.attach(tenant, "leader", 0, Listener(), by_router=by_router)
+    other = Listener()
+    await flights.attach("acme", "leader", 0, other, by_router=True)
+    assert other.ids == list(range(TOKENS))
+    await asking
+
+
 class Gone:
     """A client that vanished."""
 
@@ -394,6 +428,10 @@ def test_a_log_is_read_on_from_a_token() -> None:
         log.position_of(1, 3)
     with pytest.raises(InvalidRequest, match="has 3 tokens so far"):
         log.position_of(4, 3)
+    whole = FlightLog(max_bytes=2000)
+    whole.append(_delta(0, 5, 6, 7))
+    with pytest.raises(InvalidRequest, match="only at 3"):
+        whole.position_of(1, 3)
 
 
 def test_events_keep_their_order_in_a_merged_message() -> None:

@@ -1,0 +1,188 @@
+"""Reading along at another router: one generation for one question, fleet-wide.
+
+The sidecar says with a miss which router generates the answer already. The other one is
+a hint: where it does not answer at once, or its stream breaks before the end, this
+router generates, from the first token that did not come.
+"""
+
+import asyncio
+import hmac
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from router.continuation import why_not_continued
+from router.relay import Reader
+from router.settings import FlightSettings, LimitSettings
+from router.stall import StallGuard
+from router.tape import Tape
+from router.ticket import Ticket
+from sidecache.errors import (
+    BrokenInvariant,
+    EngineFailed,
+    SetupError,
+    StreamInterrupted,
+    Unauthenticated,
+)
+from sidecache.v1 import cache_pb2, inference_pb2_grpc
+from sidecache.v1 import inference_pb2 as pb
+
+_KEY: Final = "x-sidecache-mesh-key"
+_TENANT: Final = "x-sidecache-mesh-tenant"
+_MIN_KEY_BYTES: Final = 32
+_MAX_ROUTERS: Final = 64
+# The other router has its lease before its stream; so often is looked again.
+_AGAIN_S: Final = 0.02
+
+
+def read_key(path: Path) -> str:
+    """The routers' common secret.
+
+    Raises:
+        SetupError: the file is missing, or holds too little to be one.
+    """
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(f"flights.mesh_key_file {path}: {error}") from error
+    if len(key) < _MIN_KEY_BYTES or not key.isprintable():
+        raise SetupError(
+            f"flights.mesh_key_file {path}: {len(key)} characters; needs {_MIN_KEY_BYTES} or"
+            " more, printable ASCII"
+        )
+    return key
+
+
+class Mesh:
+    """The other routers.
+
+    Args:
+        key: their common secret.
+        dial: a channel to an address.
+        settings: how long another router is waited for.
+        limits: how long a stream may be silent.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        dial: Callable[[str], grpc.aio.Channel],
+        settings: FlightSettings,
+        limits: LimitSettings,
+    ) -> None:
+        self._key = key
+        self._dial = dial
+        self._settings = settings
+        self._limits = limits
+        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+
+    def tenant_of(self, metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+        """For whom another router calls; None: the caller is no router.
+
+        Raises:
+            Unauthenticated: it says it is one, and has not the key.
+        """
+        told = {name: value for name, value in metadata if name in (_KEY, _TENANT)}
+        if _KEY not in told:
+            return None
+        key, tenant = told[_KEY], told.get(_TENANT, "")
+        given = key if isinstance(key, bytes) else key.encode()
+        if not hmac.compare_digest(given, self._key.encode()) or not isinstance(tenant, str):
+            raise Unauthenticated("unknown mesh key")
+        return tenant
+
+    async def follow(
+        self, lease: cache_pb2.FlightLease, ticket: Ticket, tape: Tape, reader: Reader
+    ) -> bool:
+        """Pass the other router's stream on; whether it came to its end.
+
+        Where it did not, the tape says what the reader has, and the rest is to be
+        generated here.
+
+        Raises:
+            StreamInterrupted: the rest could not be the same.
+            SidecacheError: the reader's own stall.
+        """
+        guard = StallGuard(
+            self._limits.worker_silence_s, self._limits.reader_stall_s, self._limits.token_silence_s
+        )
+        call = None
+        try:
+            with suppress(grpc.aio.AioRpcError, TimeoutError, EngineFailed, BrokenInvariant):
+                call = await self._attach(lease, ticket)
+                with guard:
+                    async for response in call:
+                        await self._pass_on(response.event, ticket, tape, reader, guard)
+        finally:
+            if call is not None:
+                call.cancel()
+        if tape.is_complete:
+            return True
+        why = why_not_continued(ticket) if tape.tokens else ""
+        if why:
+            raise StreamInterrupted(
+                f"the router that generated this was lost after {tape.tokens} tokens, and the"
+                f" rest cannot be continued exactly: {why}"
+            )
+        return False
+
+    async def _attach(
+        self, lease: cache_pb2.FlightLease, ticket: Ticket
+    ) -> "grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.AttachResponse]":
+        """A call whose first message, `started`, has come."""
+        request = pb.AttachRequest(request_id=lease.request_id)
+        metadata = ((_KEY, self._key), (_TENANT, ticket.tenant))
+        stub = inference_pb2_grpc.InferenceServiceStub(self._channel(lease.router))
+        async with asyncio.timeout(self._settings.remote_wait_s):
+            while True:
+                call = stub.Attach(request, metadata=metadata, timeout=self._limits.max_request_s)
+                try:
+                    await call.wait_for_connection()
+                    # Sent with the first message; without one, with the status.
+                    await call.initial_metadata()
+                except BaseException:
+                    call.cancel()
+                    raise
+                if not call.done() or await call.code() is not grpc.StatusCode.NOT_FOUND:
+                    return call
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _pass_on(
+        self,
+        event: pb.GenerateResponse,
+        ticket: Ticket,
+        tape: Tape,
+        reader: Reader,
+        guard: StallGuard,
+    ) -> None:
+        if event.HasField("started"):
+            event.started.request_id = ticket.request_id
+            event.started.source = pb.SOURCE_COALESCED
+            tape.started = True
+        if event.HasField("migrated") and event.migrated.best_effort:
+            raise BrokenInvariant("the rest of that stream may differ")
+        if event.HasField("delta"):
+            tape.take(event.delta)
+            guard.has_tokens()
+        if event.HasField("finished"):
+            tape.finish(event.finished)
+        guard.waits_for_reader()
+        await reader.write(event)
+        guard.waits_for_worker()
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = self._dial(address)
+            while len(self._channels) > _MAX_ROUTERS:
+                self._channels.popitem(last=False)
+        return channel
+
+    async def aclose(self) -> None:
+        """Close the connections to the others."""
+        for channel in self._channels.values():
+            await channel.close()
