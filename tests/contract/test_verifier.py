@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.lexical_guard import LexicalGuard
-from cache_svc.verifier import PairVerifier
+from cache_svc.verifier import ACCEPTED, Look, PairVerifier
 from sidecache import weights
 from tests.contract.verifier_pairs import PARAPHRASES, TRAPS
 
@@ -125,6 +125,26 @@ def test_a_screened_verdict_is_the_verdict(verifier: PairVerifier) -> None:
     for one, other in (*LOOK_ALIKES, *SAME_MEANING):
         screened = verifier.screen(one, other, 0.9)
         assert screened is None or screened == verifier.verify(one, other, 0.9)
+
+
+def test_screened_together_as_one_by_one(verifier: PairVerifier) -> None:
+    """A lookup's candidates get the verdicts that each would get alone, in their order."""
+    pairs = (*LOOK_ALIKES, *SAME_MEANING)
+    for query, _ in pairs[::7]:
+        looks = [Look(text, 0.7) for _, text in pairs] + [Look(query, 1.0), Look("", 0.6)]
+        together = [verdict and verdict[:2] for verdict in verifier.screen_each(query, looks)]
+        alone = (verifier.screen(query, *look) for look in looks)
+        assert together == [verdict and verdict[:2] for verdict in alone]
+
+
+def test_an_accepted_candidate_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands behind a candidate that is served costs nothing."""
+    verifier = LearnedVerifier()
+    read: list[str] = []
+    monkeypatch.setattr(verifier, "_rule", lambda _, text: read.append(text) or ACCEPTED)
+    looks = [Look("cancel it", 0.9), Look("cancel them", 0.8)]
+    assert next(verifier.screen_each("cancel it", looks)) is ACCEPTED
+    assert read == ["cancel it"]
 
 
 @given(text=st.text(max_size=300))
