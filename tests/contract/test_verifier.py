@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.lexical_guard import LexicalGuard
-from cache_svc.verifier import ACCEPTED, Look, PairVerifier
+from cache_svc.verifier import ACCEPTED, Look, PairVerifier, Verdict
 from sidecache import weights
 from tests.contract.verifier_pairs import PARAPHRASES, TRAPS
 
@@ -141,7 +141,12 @@ def test_an_accepted_candidate_ends_the_work(monkeypatch: pytest.MonkeyPatch) ->
     """What stands behind a candidate that is served costs nothing."""
     verifier = LearnedVerifier()
     read: list[str] = []
-    monkeypatch.setattr(verifier, "_rule", lambda _, text: read.append(text) or ACCEPTED)
+
+    def rule(_: str, text: str) -> Verdict:
+        read.append(text)
+        return ACCEPTED
+
+    monkeypatch.setattr(verifier, "_rule", rule)
     looks = [Look("cancel it", 0.9), Look("cancel them", 0.8)]
     assert next(verifier.screen_each("cancel it", looks)) is ACCEPTED
     assert read == ["cancel it"]

@@ -38,7 +38,7 @@ def test_an_extra_brings_what_its_services_import(extra: str) -> None:
     """A service starts with its extra alone; a missing package would stop it at its import."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {
-        re.match(r"[\w.-]+", requirement)[0]
+        re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         for requirement in (
             *extras["dependencies"],
             *extras["optional-dependencies"]["services"],
