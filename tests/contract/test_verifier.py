@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_svc.learned_verifier import LearnedVerifier
@@ -164,6 +164,7 @@ _WORDS = """how do i not cancel 2 two 3pm Paris London from to enable disable 10
 _Words = st.sampled_from(sorted(_WORDS.split()))
 
 
+@settings(deadline=None)  # the model reads some of them, and the cores may be busy
 @given(one=st.lists(_Words, max_size=12), other=st.lists(_Words, max_size=12))
 def test_symmetric_and_repeatable(one: list[str], other: list[str]) -> None:
     """The verdict depends on the pair alone, not on which of the two is stored."""
