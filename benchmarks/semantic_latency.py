@@ -195,6 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer-python", type=Path, help="Python of the peers' environment")
     parser.add_argument("--peers", default="gptcache,qdrant-edge", help="which of them")
     parser.add_argument("--redis", default="", help="an empty Redis with search, HOST:PORT")
+    parser.add_argument(
+        "--unread", action="store_true", help="no stored prompt was asked since the start"
+    )
     parser.add_argument("--embeddings-cache", type=Path, help="a file that keeps vectors (.npz)")
     parser.add_argument("--json", help="where the rows go; -: standard output")
     asked = parser.parse_args(arguments)
@@ -203,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [n for n in asked.peers.split(",") if n] if asked.peer_python else []
     names += ["redis"] if asked.redis and asked.peer_python else []
     with ExitStack() as stack:
-        ours = stack.enter_context(open_lookup(work.texts, work.vectors))
+        ours = stack.enter_context(open_lookup(work.texts, work.vectors, read=not asked.unread))
         peers = {}
         for name in names:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -33,6 +33,8 @@ _ASKING = listed(
     """who whom whose what which when where why how long many much far often
     should must ought was were did will would been had only"""
 )
+# Characters of most prompts.
+_SHORT = 256
 _VOCABULARY = Path(__file__).parent / "minilm" / "tokenizer.json"
 
 
@@ -61,15 +63,16 @@ class LexicalGuard:
     Args:
         known_words: words spelled right, in lower case; None: those that are whole
             pieces of the embedder's vocabulary.
-        kept_readings: prompts whose readings are kept, since a popular candidate is
-            read again with every query near it.
+        kept_readings: prompts whose readings are kept, 3 KB each, since a stored one is
+            compared with every query near it; of long ones an eighth as many.
     """
 
     def __init__(
-        self, known_words: AbstractSet[str] | None = None, *, kept_readings: int = 1024
+        self, known_words: AbstractSet[str] | None = None, *, kept_readings: int = 8192
     ) -> None:
         self._known = _vocabulary() if known_words is None else known_words
-        self._read = lru_cache(kept_readings)(read)
+        self._read_short = lru_cache(kept_readings)(read)
+        self._read_long = lru_cache(kept_readings // 8)(read)
 
     def verify(self, query: str, candidate: str, similarity: float) -> Verdict:
         """Veto a pair that differs in a fact or a word; similarity plays no part in it."""
@@ -100,6 +103,9 @@ class LexicalGuard:
                 return Verdict(accepted=False, rule=rule, reason=f"{rule}: {reason}")
         return ACCEPTED
 
+    def _read(self, text: str) -> Reading:
+        return self._read_short(text) if len(text) <= _SHORT else self._read_long(text)
+
     def difference(self, query: str, candidate: str) -> Difference:
         """The words of meaning that only one of both prompts says."""
         one, other = self._read(query), self._read(candidate)
@@ -122,15 +128,18 @@ class LexicalGuard:
 def read(text: str) -> Reading:
     """Read a prompt once for all rules."""
     words = tuple(read_words(text))
-    figures = read_figures(words)
+    figures, order = read_figures(words), read_order(words)
+    stems = order.stems  # the same object where nothing counts: half the memory
+    if figures.spent:
+        stems = frozenset(w.stem for at, w in enumerate(words) if at not in figures.spent)
     return Reading(
         words,
         content(words, figures.spent),
-        frozenset(word.stem for at, word in enumerate(words) if at not in figures.spent),
+        stems,
         figures,
         read_literals(text),
         is_negated(words),
-        read_order(words),
+        order,
         _ASKING.intersection([word.text for word in words]),
     )
 

@@ -52,7 +52,7 @@ class PairScorer:
         self._tokenizer = Tokenizer.from_file(str(TOKENIZER))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._session = _open_session(folder / "graph.onnx", arrays)
+        self._session = open_session(folder / "graph.onnx", arrays)
 
     def score(self, one: str, other: str) -> float | None:
         """The logit, the same whichever prompt comes first; None: too long to be seen whole.
@@ -137,7 +137,12 @@ def _quantise(matrix: Array) -> tuple[Array, Array]:
     return np.rint(matrix / scale).astype(np.int8), scale.astype(np.float32)
 
 
-def _open_session(path: Path, arrays: Mapping[str, Array]) -> onnxruntime.InferenceSession:
+def open_session(path: Path, arrays: Mapping[str, Array]) -> onnxruntime.InferenceSession:
+    """A graph without weights, and its weights; runs on the caller's thread alone.
+
+    Raises:
+        SetupError: ONNX Runtime refuses the graph.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -150,6 +155,6 @@ def _open_session(path: Path, arrays: Mapping[str, Array]) -> onnxruntime.Infere
         )
     except Exception as error:  # ONNX Runtime's errors share no base of their own
         raise SetupError(
-            f"the pair model's graph {path} cannot be loaded ({type(error).__name__}); "
+            f"the graph {path} cannot be loaded ({type(error).__name__}); "
             "onnxruntime may be too old"
         ) from error

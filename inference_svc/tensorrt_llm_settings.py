@@ -1,7 +1,7 @@
 """Settings of the TensorRT-LLM engine, and which of them clash.
 
 Every clash refused here is one that TensorRT-LLM's own sources state; the check names
-its source file, as of the main branch between 1.3 and 1.4.0rc1. What the sources call
+its source file, of mixed revisions (about 1.2 to 1.4.0rc). What the sources call
 untested is only logged.
 """
 

@@ -38,6 +38,9 @@ class BlockHasher:
         Args:
             token_ids: of the prompt, from the parent's end on.
             parent: name of the block before the first token; None: there is none.
+
+        Raises:
+            TypeError: bytes were given; packed ids go to :meth:`hashes_of_packed`.
         """
         return self.hashes_of_packed(token_bytes(token_ids), parent)
 
@@ -60,7 +63,13 @@ def root_hash(block_size: int, adapter: str, salt: str) -> int:
 
 
 def token_bytes(token_ids: Sequence[int]) -> bytes:
-    """Ids as little-endian uint32."""
+    """Ids as little-endian uint32.
+
+    Raises:
+        TypeError: bytes were given, which array() would take for packed ids.
+    """
+    if isinstance(token_ids, bytes | bytearray):
+        raise TypeError("token ids are whole numbers; packed ones go to hashes_of_packed")
     return _little_endian(array("I", token_ids)).tobytes()
 
 

@@ -1,12 +1,11 @@
 """Our semantic lookup as the sidecar composes it, timed whole and part by part."""
 
-import asyncio
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cache_svc.departures import Departures
 from cache_svc.entry import Entry, Key, Place, new_entry_id
@@ -17,7 +16,7 @@ from cache_svc.scoped_index import ScopedIndex
 from cache_svc.settings import SemanticSettings
 from cache_svc.stats import Stats
 from cache_svc.store import MemoryStore
-from cache_svc.vector_index import Matrix, Vector
+from cache_svc.vector_index import Matrix, Neighbor, Vector
 from cache_svc.verifier import Look, PairVerifier
 from observability.settings import MIB
 
@@ -57,11 +56,16 @@ class OurLookup:
         self._index = index
         self._verifier = verifier
         self._settings = settings
-        self._loop = asyncio.new_event_loop()
 
-    def fill(self, texts: Sequence[str], vectors: Matrix) -> None:
-        """Store an answer to each text."""
+    def fill(self, texts: Sequence[str], vectors: Matrix, *, read: bool) -> None:
+        """Store an answer to each text.
+
+        ``read``: each was asked before, so that the verifier has read it, and has kept
+        what it keeps. Not so after a restart.
+        """
         for text, vector in zip(texts, vectors, strict=True):
+            if read:
+                list(self._verifier.screen_each(text, [Look(text[:-1], 1.0)]))
             key = _key(text)
             answer = f"answer to {text}".encode()
             now = time.monotonic()
@@ -73,9 +77,7 @@ class OurLookup:
         """Find and verify, as the lookup path does, with a clock between its parts."""
         company = self._settings.bound.company
         started, cpu = time.perf_counter(), time.thread_time()
-        neighbors = self._loop.run_until_complete(
-            self._index.search(_key("").place, vector, company)
-        )
+        neighbors = _at_once(self._index.search(_key("").place, vector, company))
         found, found_cpu = time.perf_counter(), time.thread_time()
         end = "below floor"
         may_judge, used_model = MAX_JUDGED, False
@@ -98,14 +100,10 @@ class OurLookup:
         over, over_cpu = time.perf_counter(), time.thread_time()
         return Timed(end, found - started, found_cpu - cpu, over - found, over_cpu - found_cpu)
 
-    def close(self) -> None:
-        """Close the event loop."""
-        self._loop.close()
-
 
 @contextmanager
-def open_lookup(texts: Sequence[str], vectors: Matrix) -> Iterator[OurLookup]:
-    """Our lookup over so many entries, its large index built."""
+def open_lookup(texts: Sequence[str], vectors: Matrix, *, read: bool) -> Iterator[OurLookup]:
+    """Our lookup over so many entries, its large index built; ``read`` as for OurLookup.fill."""
     settings = SemanticSettings()
     with ThreadPoolExecutor(1) as executor, Builder() as builder:
         policy = RebuildPolicy(settings.flat_rows, settings.rebuild_factor)
@@ -120,12 +118,20 @@ def open_lookup(texts: Sequence[str], vectors: Matrix) -> Iterator[OurLookup]:
         departures = Departures(index, Stats())
         store = MemoryStore(1024 * MIB, time.monotonic, departures)
         ours = OurLookup(store, index, LearnedVerifier(), settings)
-        try:
-            ours.fill(texts, vectors)
-            _await_build(grown)
-            yield ours
-        finally:
-            ours.close()
+        ours.fill(texts, vectors, read=read)
+        _await_build(grown)
+        yield ours
+
+
+def _at_once(search: Coroutine[Any, Any, list[Neighbor]]) -> list[Neighbor]:
+    """What a coroutine returns that waits for nothing: the sidecar opens no loop for it."""
+    try:
+        search.send(None)
+    except StopIteration as done:
+        found: list[Neighbor] = done.value
+        return found
+    search.close()
+    raise RuntimeError("the search went to another thread")
 
 
 def _await_build(indexes: Sequence[GrowingIndex]) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.lexical_guard import LexicalGuard
-from cache_svc.verifier import PairVerifier
+from cache_svc.verifier import ACCEPTED, Look, PairVerifier, Verdict
 from sidecache import weights
 from tests.contract.verifier_pairs import PARAPHRASES, TRAPS
 
@@ -127,6 +127,31 @@ def test_a_screened_verdict_is_the_verdict(verifier: PairVerifier) -> None:
         assert screened is None or screened == verifier.verify(one, other, 0.9)
 
 
+def test_screened_together_as_one_by_one(verifier: PairVerifier) -> None:
+    """A lookup's candidates get the verdicts that each would get alone, in their order."""
+    pairs = (*LOOK_ALIKES, *SAME_MEANING)
+    for query, _ in pairs[::7]:
+        looks = [Look(text, 0.7) for _, text in pairs] + [Look(query, 1.0), Look("", 0.6)]
+        together = [verdict and verdict[:2] for verdict in verifier.screen_each(query, looks)]
+        alone = (verifier.screen(query, *look) for look in looks)
+        assert together == [verdict and verdict[:2] for verdict in alone]
+
+
+def test_an_accepted_candidate_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands behind a candidate that is served costs nothing."""
+    verifier = LearnedVerifier()
+    read: list[str] = []
+
+    def rule(_: str, text: str) -> Verdict:
+        read.append(text)
+        return ACCEPTED
+
+    monkeypatch.setattr(verifier, "_rule", rule)
+    looks = [Look("cancel it", 0.9), Look("cancel them", 0.8)]
+    assert next(verifier.screen_each("cancel it", looks)) is ACCEPTED
+    assert read == ["cancel it"]
+
+
 @given(text=st.text(max_size=300))
 def test_a_text_equals_itself(text: str) -> None:
     """No prompt, however odd, is told apart from itself."""
@@ -139,6 +164,7 @@ _WORDS = """how do i not cancel 2 two 3pm Paris London from to enable disable 10
 _Words = st.sampled_from(sorted(_WORDS.split()))
 
 
+@settings(deadline=None)  # the model reads some of them, and the cores may be busy
 @given(one=st.lists(_Words, max_size=12), other=st.lists(_Words, max_size=12))
 def test_symmetric_and_repeatable(one: list[str], other: list[str]) -> None:
     """The verdict depends on the pair alone, not on which of the two is stored."""

@@ -1,4 +1,4 @@
-"""Write what ships: the graph without weights, the adapters, and a manifest of hashes.
+"""Write what ships: the graphs without weights, the adapters, and a manifest of hashes.
 
     python -m training.verifier.export --base minilm.onnx --learned adapter.pt
 
@@ -25,11 +25,10 @@ from training.verifier.cross_encoder import (
     WIDTH,
     base_names,
 )
+from training.verifier.filter_graph import filter_graph
+from training.verifier.graph_writer import CONTRIB, GraphWriter
 
 OUT = Path(__file__).parents[2] / "cache_svc" / "pair_model"
-# Contrib operators of ONNX Runtime: int8 weights, activations quantised on the fly.
-_CONTRIB = "com.microsoft"
-_OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid(_CONTRIB, 1)]
 
 
 def main() -> None:
@@ -41,6 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)
     onnx.save(graph(), args.out / "graph.onnx")
+    onnx.save(filter_graph(), args.out / "look_alike.onnx")
     learned = torch.load(args.learned, weights_only=True)
     arrays = {name.removeprefix("layers."): value.numpy() for name, value in learned.items()}
     np.savez(args.out / "adapters.npz", **arrays)
@@ -49,7 +49,7 @@ def main() -> None:
     manifest["base"] = _base(args.base)
     manifest["sha256"] = {
         name: hashlib.sha256((args.out / name).read_bytes()).hexdigest()
-        for name in ("graph.onnx", "adapters.npz", "look_alike.npz")
+        for name in ("graph.onnx", "adapters.npz", "look_alike.onnx", "look_alike.npz")
         if (args.out / name).exists()
     }
     path.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -72,113 +72,81 @@ def graph() -> onnx.ModelProto:
     return _Writer().write()
 
 
-class _Writer:
-    def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._outside: list[TensorProto] = []
-        self._count = 0
-
+class _Writer(GraphWriter):
     def write(self) -> onnx.ModelProto:
         x = self._embed()
         for layer in range(LAYERS):
             x = self._layer(x, layer)
-        mean = self._node("ReduceMean", x, axes=[0], keepdims=1)
-        first = self._node("Slice", x, self._ints([0]), self._ints([1]), self._ints([0]))
-        both = self._node("Concat", first, mean, axis=1)
-        self._node(
+        mean = self.node("ReduceMean", x, axes=[0], keepdims=1)
+        first = self.node("Slice", x, self.ints([0]), self.ints([1]), self.ints([0]))
+        both = self.node("Concat", first, mean, axis=1)
+        self.node(
             "Gemm",
             both,
-            self._array("head.weight", 1, 2 * WIDTH),
-            self._array("head.bias", 1),
+            self.array("head.weight", 1, 2 * WIDTH),
+            self.array("head.bias", 1),
             transB=1,
         )
-        self._nodes[-1].output[0] = "logit"
-        body = helper.make_graph(
-            self._nodes,
-            "pair",
-            [
-                helper.make_tensor_value_info(n, TensorProto.INT64, ["length"])
-                for n in ("pieces", "segments")
-            ],
-            [helper.make_tensor_value_info("logit", TensorProto.FLOAT, [1, 1])],
-            self._outside,
-        )
-        return helper.make_model(body, opset_imports=_OPSETS, ir_version=9)
+        inputs = [
+            helper.make_tensor_value_info(n, TensorProto.INT64, ["length"])
+            for n in ("pieces", "segments")
+        ]
+        logit = helper.make_tensor_value_info("logit", TensorProto.FLOAT, [1, 1])
+        return self.model("pair", inputs, logit)
 
     def _embed(self) -> str:
-        word = self._node(
+        word = self.node(
             "Mul",
-            self._node(
+            self.node(
                 "Cast",
-                self._node(
-                    "Gather", self._array("word.q", 30522, WIDTH, kind=TensorProto.INT8), "pieces"
+                self.node(
+                    "Gather", self.array("word.q", 30522, WIDTH, kind=TensorProto.INT8), "pieces"
                 ),
                 to=TensorProto.FLOAT,
             ),
-            self._node("Gather", self._array("word.scale", 30522, 1), "pieces"),
+            self.node("Gather", self.array("word.scale", 30522, 1), "pieces"),
         )
-        length = self._node("Shape", "pieces")
-        position = self._node(
-            "Slice", self._array("position", 512, WIDTH), self._ints([0]), length, self._ints([0])
+        length = self.node("Shape", "pieces")
+        position = self.node(
+            "Slice", self.array("position", 512, WIDTH), self.ints([0]), length, self.ints([0])
         )
-        segment = self._node("Gather", self._array("segment", 2, WIDTH), "segments")
-        return self._norm(self._node("Add", self._node("Add", word, segment), position), "norm")
+        segment = self.node("Gather", self.array("segment", 2, WIDTH), "segments")
+        return self._norm(self.node("Add", self.node("Add", word, segment), position), "norm")
 
     def _layer(self, x: str, layer: int) -> str:
         query, key, value = (self._heads(self._linear(x, layer, n)) for n in LINEARS[:3])
-        scores = self._node("MatMul", query, self._node("Transpose", key, perm=[0, 2, 1]))
-        scaled = self._node("Mul", scores, self._float((WIDTH / HEADS) ** -0.5))
-        mixed = self._node("MatMul", self._node("Softmax", scaled, axis=-1), value)
-        flat = self._node(
-            "Reshape", self._node("Transpose", mixed, perm=[1, 0, 2]), self._ints([-1, WIDTH])
+        scores = self.node("MatMul", query, self.node("Transpose", key, perm=[0, 2, 1]))
+        scaled = self.node("Mul", scores, self.float((WIDTH / HEADS) ** -0.5))
+        mixed = self.node("MatMul", self.node("Softmax", scaled, axis=-1), value)
+        flat = self.node(
+            "Reshape", self.node("Transpose", mixed, perm=[1, 0, 2]), self.ints([-1, WIDTH])
         )
-        x = self._norm(
-            self._node("Add", x, self._linear(flat, layer, "attended")), f"{layer}.norm1"
-        )
-        inner = self._node("Gelu", self._linear(x, layer, "inner"), domain=_CONTRIB)
+        x = self._norm(self.node("Add", x, self._linear(flat, layer, "attended")), f"{layer}.norm1")
+        inner = self.node("Gelu", self._linear(x, layer, "inner"), domain=CONTRIB)
         return self._norm(
-            self._node("Add", x, self._linear(inner, layer, "outer")), f"{layer}.norm2"
+            self.node("Add", x, self._linear(inner, layer, "outer")), f"{layer}.norm2"
         )
 
     def _heads(self, x: str) -> str:
-        split = self._node("Reshape", x, self._ints([-1, HEADS, WIDTH // HEADS]))
-        return self._node("Transpose", split, perm=[1, 0, 2])
+        split = self.node("Reshape", x, self.ints([-1, HEADS, WIDTH // HEADS]))
+        return self.node("Transpose", split, perm=[1, 0, 2])
 
     def _linear(self, x: str, layer: int, name: str) -> str:
         shape = {"inner": (WIDTH, INNER), "outer": (INNER, WIDTH)}.get(name, (WIDTH, WIDTH))
         where = f"{layer}.{name}"
-        return self._node(
+        return self.node(
             "DynamicQuantizeMatMul",
             x,
-            self._array(f"{where}.q", *shape, kind=TensorProto.INT8),
-            self._array(f"{where}.scale", shape[1]),
+            self.array(f"{where}.q", *shape, kind=TensorProto.INT8),
+            self.array(f"{where}.scale", shape[1]),
             "",
-            self._array(f"{where}.bias", shape[1]),
-            domain=_CONTRIB,
+            self.array(f"{where}.bias", shape[1]),
+            domain=CONTRIB,
         )
 
     def _norm(self, x: str, name: str) -> str:
-        weight, bias = (self._array(f"{name}.{part}", WIDTH) for part in ("weight", "bias"))
-        return self._node("LayerNormalization", x, weight, bias, axis=-1, epsilon=EPSILON)
-
-    def _node(self, kind: str, *inputs: str, **attributes: object) -> str:
-        self._count += 1
-        name = f"{kind}_{self._count}"
-        self._nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def _array(self, name: str, *shape: int, kind: int = TensorProto.FLOAT) -> str:
-        tensor = TensorProto(name=name, data_type=kind, dims=shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value="given-at-start")
-        self._outside.append(tensor)
-        return name
-
-    def _ints(self, values: list[int]) -> str:
-        return self._node("Constant", value_ints=values)
-
-    def _float(self, value: float) -> str:
-        return self._node("Constant", value_float=value)
+        weight, bias = (self.array(f"{name}.{part}", WIDTH) for part in ("weight", "bias"))
+        return self.node("LayerNormalization", x, weight, bias, axis=-1, epsilon=EPSILON)
 
 
 if __name__ == "__main__":

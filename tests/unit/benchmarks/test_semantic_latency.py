@@ -16,7 +16,7 @@ def test_every_part_gets_a_row() -> None:
     """Repeats are verified by rules, and each query stands once under each contestant."""
     work = make_workload([SHIPPED_TEXTS], entries=200, queries=30, kept=None)
     assert not set(work.queries) & set(work.texts)
-    with open_lookup(work.texts, work.vectors) as ours:
+    with open_lookup(work.texts, work.vectors, read=True) as ours:
         rows = {row["what"]: row for row in rows_of(measure(work, ours, {}))}
     counted = 30 - 3  # the first tenth warms up
     assert rows["sidecache: index part"]["count"] == counted

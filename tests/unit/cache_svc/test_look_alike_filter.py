@@ -8,7 +8,7 @@ import pytest
 from cache_svc.learned_verifier import Bounds, LearnedVerifier
 from cache_svc.look_alike_filter import WINDOW_TOKENS, LookAlikeFilter
 from cache_svc.pair_scorer import MODEL_FOLDER
-from cache_svc.verifier import Verdict
+from cache_svc.verifier import Look, Verdict
 from sidecache.errors import SetupError
 from training.verifier.pairs import read_pairs
 
@@ -37,6 +37,18 @@ def test_weights_compute_what_was_trained(quick: LookAlikeFilter) -> None:
     assert quick.score("my card was stolen", "where is my card", 0.8) == pytest.approx(
         -6.33889, abs=1e-3
     )
+
+
+def test_together_as_one_by_one(quick: LookAlikeFilter) -> None:
+    """Company changes no logit: neither longer prompts beside it, nor ones outside the window."""
+    texts = [OTHER, "where is my card", "word " * (WINDOW_TOKENS + 1), ONE, "a " * 40, "", "cash"]
+    looks = [Look(text, 0.6 + at / 100) for at, text in enumerate(texts)]
+    together = quick.score_each(ONE, looks)
+    assert [logit is None for logit in together] == [not 0 < len(t.split()) <= 44 for t in texts]
+    for look, logit in zip(looks, together, strict=True):
+        if logit is not None:
+            assert logit == pytest.approx(quick.score(ONE, *look), abs=1e-4)
+    assert quick.score_each(ONE, []) == []
 
 
 @pytest.mark.parametrize("text", ["", "word " * (WINDOW_TOKENS + 1)])
@@ -76,11 +88,12 @@ def test_verify_says_what_the_screen_said(verifier: LearnedVerifier) -> None:
     assert "-6.34 is under -3.50" in screened.reason
 
 
-def test_damaged_weights_say_so(tmp_path: Path, minilm_path: Path) -> None:
+@pytest.mark.parametrize("name", ["look_alike.npz", "look_alike.onnx"])
+def test_damaged_files_say_so(name: str, tmp_path: Path, minilm_path: Path) -> None:
     """A flipped byte is an error that names the file, never a wrong refusal."""
     folder = Path(shutil.copytree(MODEL_FOLDER, tmp_path / "model"))
-    raw = bytearray((folder / "look_alike.npz").read_bytes())
+    raw = bytearray((folder / name).read_bytes())
     raw[len(raw) // 2] ^= 1
-    (folder / "look_alike.npz").write_bytes(raw)
-    with pytest.raises(SetupError, match=r"look_alike.npz is damaged.*verifier to rules"):
+    (folder / name).write_bytes(raw)
+    with pytest.raises(SetupError, match=rf"{name} is damaged.*verifier to rules"):
         LookAlikeFilter(folder, minilm_path)

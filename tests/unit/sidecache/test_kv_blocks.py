@@ -71,3 +71,10 @@ def test_names_survive_the_wire(names: list[int]) -> None:
     assert list(unpack_hashes(packed)) == names
     with pytest.raises(ValueError, match="multiple"):
         unpack_hashes(packed + b"x")
+
+
+@pytest.mark.parametrize("packed", [token_bytes([1, 2, 3, 4]), bytearray(16)])
+def test_packed_ids_are_not_taken_for_ids(packed: bytes | bytearray) -> None:
+    """Bytes where ids belong are an error: as ids they would name other blocks in silence."""
+    with pytest.raises(TypeError, match="hashes_of_packed"):
+        BlockHasher(4).hashes(packed)
