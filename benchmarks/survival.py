@@ -134,6 +134,7 @@ class Tally:
     wrong: int = 0
     moves: Counter[int] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     gaps_s: list[float] = field(default_factory=list)
     paces_s: list[float] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
@@ -174,7 +175,9 @@ class Tally:
             self.refused_before_first += 1
         else:
             self.interrupted += 1
-            self.complaints.append(f"{call.code}: {call.ended.text if call.ended else ''}")
+            text = call.ended.text if call.ended else "no end"
+            self.reasons[text.rpartition("), and ")[2]] += 1
+            self.complaints.append(f"{call.code}: {text}")
 
     def figures(self) -> dict[str, Any]:
         """The keys that docs/performance.md describes."""
@@ -196,6 +199,7 @@ class Tally:
             "pace_p99_s": quantile(self.paces_s, 0.99) if self.paces_s else None,
             "moves_a_stream": {str(count): self.moves[count] for count in sorted(self.moves)},
             "codes": dict(self.codes),
+            "interrupted_because": dict(self.reasons),
             "complaints": self.complaints[:10],
         }
 

@@ -23,7 +23,9 @@ async def test_wherever_workers_die_the_text_is_whole(tmp_path: Path, seed: int)
     chance = random.Random(seed)  # noqa: S311 - no secret
     deaths = sorted(chance.sample(range(1, LENGTH), 2))
     prompt = f"prompt {seed}"
-    ids = [scripted_byte(prompt_seed(list(prompt.encode())), at) for at in range(LENGTH)]
+    # As the engine renders a chat of one turn: a token for each byte.
+    rendered = f"user: {prompt}\nassistant:".encode()
+    ids = [scripted_byte(prompt_seed(list(rendered)), at) for at in range(LENGTH)]
     whole = bytes(ids).decode()
     at = chance.randrange(20, len(whole) - 4)
     stop = whole[at : at + chance.randint(1, 4)]
