@@ -86,6 +86,8 @@ class Plan:
         # The client shares the machine with all this; a busy client is not a vanished one.
         router = {"server__keepalive_timeout_s": "10"}
         worker |= router
+        # Nor is a worker gone that takes seconds to start; how long streams wait is measured.
+        router |= {"limits__migration_wait_s": "20", "pool__max_backoff_s": "0.5"}
         if self.engine == "scripted":
             worker["scripted__tokens_per_s"] = str(1 / self.token_s)
             worker["scripted__ttft_s"] = str(self.token_s)
@@ -244,6 +246,7 @@ async def run(plan: Plan, folder: Path) -> dict[str, Any]:
             return {
                 **tally.figures(),
                 "struck": stage.strikes.struck,
+                "held_back": stage.strikes.held_back,
                 "worker_back_p50_s": quantile(back_s, 0.5) if back_s else None,
                 "seconds": time.monotonic() - began,
                 "plan": asdict(plan),
