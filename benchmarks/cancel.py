@@ -65,10 +65,8 @@ class Bench:
 
     async def step_s(self) -> float:
         """Median time between two messages of one stream alone."""
-        times: list[float] = []
-        async for event in self._router.Generate(_request(-1, tokens=48), timeout=60):
-            if event.delta.token_ids:
-                times.append(time.perf_counter())
+        call = self._router.Generate(_request(-1, tokens=48), timeout=60)
+        times = [time.perf_counter() async for event in call if event.delta.token_ids]
         return median([b - a for a, b in itertools.pairwise(times)] or [0.0])
 
     async def _free(self) -> None:
