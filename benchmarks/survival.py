@@ -86,6 +86,8 @@ class Plan:
         # The client shares the machine with all this; a busy client is not a vanished one.
         router = {"server__keepalive_timeout_s": "10"}
         worker |= router
+        # Nor is a worker gone that takes seconds to start; how long streams wait is measured.
+        router |= {"limits__migration_wait_s": "20", "pool__max_backoff_s": "0.5"}
         if self.engine == "scripted":
             worker["scripted__tokens_per_s"] = str(1 / self.token_s)
             worker["scripted__ttft_s"] = str(self.token_s)
@@ -134,6 +136,7 @@ class Tally:
     wrong: int = 0
     moves: Counter[int] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     gaps_s: list[float] = field(default_factory=list)
     paces_s: list[float] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
@@ -174,7 +177,9 @@ class Tally:
             self.refused_before_first += 1
         else:
             self.interrupted += 1
-            self.complaints.append(f"{call.code}: {call.ended.text if call.ended else ''}")
+            text = call.ended.text if call.ended else "no end"
+            self.reasons[text.rpartition("), and ")[2]] += 1
+            self.complaints.append(f"{call.code}: {text}")
 
     def figures(self) -> dict[str, Any]:
         """The keys that docs/performance.md describes."""
@@ -196,6 +201,7 @@ class Tally:
             "pace_p99_s": quantile(self.paces_s, 0.99) if self.paces_s else None,
             "moves_a_stream": {str(count): self.moves[count] for count in sorted(self.moves)},
             "codes": dict(self.codes),
+            "interrupted_because": dict(self.reasons),
             "complaints": self.complaints[:10],
         }
 
@@ -240,6 +246,7 @@ async def run(plan: Plan, folder: Path) -> dict[str, Any]:
             return {
                 **tally.figures(),
                 "struck": stage.strikes.struck,
+                "held_back": stage.strikes.held_back,
                 "worker_back_p50_s": quantile(back_s, 0.5) if back_s else None,
                 "seconds": time.monotonic() - began,
                 "plan": asdict(plan),

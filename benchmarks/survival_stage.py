@@ -44,10 +44,12 @@ class Strikes:
 
     Attributes:
         struck: workers killed or stopped.
+        held_back: strikes left out because too many were down.
         back_s: from a kill to the worker's ready file.
     """
 
     struck: int = 0
+    held_back: int = 0
     back_s: list[float] = field(default_factory=list)
 
 
@@ -88,12 +90,18 @@ class Stage:
             yield stage
 
     async def strike_on(self) -> None:
-        """Strike one worker after the other until cancelled; none while it is still down."""
+        """Strike one worker after the other until cancelled.
+
+        None while it is still down, or while half of them are: where starts take longer
+        than the interval, nothing would be left to move to.
+        """
         busy: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
             for name in itertools.cycle(self._workers):
                 await asyncio.sleep(self._plan.kill_every_s)
-                if name in busy and not busy[name].done():
+                down = [one for one, strike in busy.items() if not strike.done()]
+                if name in down or 2 * len(down) >= len(self._workers):
+                    self.strikes.held_back += 1
                     continue
                 self.strikes.struck += 1
                 strike = self._stop if self._plan.signal == "STOP" else self._kill

@@ -36,6 +36,8 @@ class ScriptedSettings(SettingsPart):
     """Tokens that come together."""
     context_length: Count = 8192
     """Most tokens of prompt and answer together."""
+    vocabulary: Literal["words", "bytes"] = "words"
+    """What a token is: a word, or a byte of a text whose characters have one to four."""
     answer_tokens: Count | None = None
     """Length at which an answer ends by itself, with reason STOP; unset: never."""
     die_after_tokens: Annotated[int, Field(ge=0)] | None = None

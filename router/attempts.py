@@ -94,7 +94,7 @@ class Attempts:
         Raises:
             Quarantined: none may ever; nothing was sent yet.
             NoHealthyWorker: no worker could be had for a suspected prompt alone.
-            StreamInterrupted: one of both, and something was sent; or no worker was ready.
+            StreamInterrupted: something was sent, and it is refused, or no worker was ready.
         """
         if self._recovery.quarantine.is_empty and not self._tape.tokens:
             return
@@ -109,7 +109,7 @@ class Attempts:
                 raise self._interrupted(error.text, "quarantined") from error
             raise
         except TimeoutError:
-            raise self._gave_up() from self._failure
+            self._give_up()
 
     def _may_ask(self) -> bool:
         """Whether there is a worker; for a suspected prompt, one to try it on."""
@@ -128,15 +128,15 @@ class Attempts:
         else:
             await self._pool.wait_for_change()
 
-    def _gave_up(self) -> SidecacheError:
-        if self._ready():
-            why = "workers were lost under this prompt, and none is free to try it alone"
-        else:
-            why = f"no other was ready within {self._limits.migration_wait_s:g} s"
+    def _give_up(self) -> None:
+        """Raise, if there is still nobody; a stream that has begun takes its chance instead."""
         if not self._tape.tokens:
-            return self._failure or NoHealthyWorker(why)
-        self._recovery.metrics.migrated("no_worker")
-        return self._interrupted(why, "no_worker")
+            why = "workers were lost under this prompt, and none is free to try it alone"
+            raise self._failure or NoHealthyWorker(why)
+        if not self._ready():
+            self._recovery.metrics.migrated("no_worker")
+            why = f"no other was ready within {self._limits.migration_wait_s:g} s"
+            raise self._interrupted(why, "no_worker") from self._failure
 
     async def failed(self, error: SidecacheError) -> None:
         """Return when another worker may be asked.

@@ -28,6 +28,7 @@ class Passage:
         began_at: the clock's time at which the worker was asked.
         first_token_s: from then to the worker's first token; None: none came yet.
         is_answered: the first token has been counted.
+        worker_hangs: it sent nothing on any stream for a while.
         worker_is_lost: the stream failed, and everything on its worker did.
     """
 
@@ -49,6 +50,7 @@ class Passage:
         self.first_token_s: float | None = None
         self.is_answered = False
         self.worker_is_lost = False
+        self.worker_hangs = False
         self._clock = clock
         self._move = move
         self._tokens_before = tape.tokens

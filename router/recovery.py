@@ -66,5 +66,8 @@ class Recovery:
         self._outliers.failed(worker)
         if passage.worker_is_lost:
             self.quarantine.worker_lost(passage.crowd)
-            if worker.crowd is passage.crowd:
-                worker.crowd = Crowd()
+        if passage.worker_hangs:
+            # Nobody is blamed: a machine that stands still is far likelier than a prompt.
+            passage.crowd.is_lost = True
+        if passage.crowd.is_lost and worker.crowd is passage.crowd:
+            worker.crowd = Crowd()

@@ -149,8 +149,8 @@ class Relay:
             # Frees the engine's slot whatever ended the stream here; a no-op at its own end.
             call.cancel()
             if guard.worker_stalled:
-                # One stream may be stuck while others flow; a worker is lost with all of them.
-                passage.worker_is_lost = worker.is_quiet(self._limits.token_silence_s / 2)
+                # One stream may be stuck while others flow; a worker hangs with all of them.
+                passage.worker_hangs = worker.is_quiet(self._limits.token_silence_s / 2)
                 self._pool.suspect(worker)
         if not tape.is_complete:
             raise EngineFailed(f"worker {worker.name} ended its stream too early")

@@ -176,19 +176,6 @@ class OutlierSettings(SettingsPart):
     """Longest time out."""
 
 
-class HedgeSettings(SettingsPart):
-    """A second worker for streams whose first token is late."""
-
-    enabled: bool = False
-    """Off: it costs load, and helps only where workers differ by chance."""
-    max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """Second workers for each request that comes."""
-    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Of the times to first token; later than this is late."""
-    min_delay_s: PositiveSeconds = 0.05
-    """Earlier than this is never late."""
-
-
 class FlightSettings(SettingsPart):
     """Which generations are shared, and how many are kept for clients that were cut off."""
 
@@ -359,7 +346,6 @@ class RouterSettings(BaseSettings):
     retries: RetrySettings = RetrySettings()
     quarantine: QuarantineSettings = QuarantineSettings()
     outliers: OutlierSettings = OutlierSettings()
-    hedging: HedgeSettings = HedgeSettings()
     flights: FlightSettings = FlightSettings()
     audit: AuditSettings = AuditSettings()
     pool: PoolSettings = PoolSettings()

@@ -4,6 +4,9 @@ import hashlib
 import struct
 from collections.abc import Sequence
 
+from inference_svc.byte_level import ByteLevelDecoder
+from inference_svc.choice import TextDecoder
+
 SCRIPTED_VOCABULARY = 4096
 # Raise it when scripted_token or scripted_text changes: it is the revision.
 SCRIPT_VERSION = 1
@@ -49,3 +52,37 @@ class Words:
 
     def flush(self) -> str:
         return ""
+
+
+# Characters of one to four bytes, in an order that repeats every ten bytes.
+_WIDTHS = ("abcdefgh", "éèàùçñöß", "語文字車山川日月", "😀🚀🎉🌍🐍🔥🧪🦊")
+_LETTER_BYTES = 10
+_BYTES = tuple(bytes([byte]) for byte in range(256))
+
+
+def scripted_byte(seed: int, position: int) -> int:
+    """The token at ``position`` of a vocabulary of bytes: text that every cut may split.
+
+    Ten bytes at a time are a letter of one byte, of two, of three and of four, drawn by
+    :func:`scripted_token`.
+    """
+    group, place = divmod(position, _LETTER_BYTES)
+    drawn = scripted_token(seed, group)
+    letters = [letters[(drawn >> (3 * n)) % 8] for n, letters in enumerate(_WIDTHS)]
+    return "".join(letters).encode()[place]
+
+
+class Script:
+    """What the engine says: tokens by seed and position, and how they read.
+
+    Args:
+        in_bytes: a token is a byte of a text, rather than a word.
+    """
+
+    def __init__(self, *, in_bytes: bool) -> None:
+        self.token = scripted_byte if in_bytes else scripted_token
+        self._in_bytes = in_bytes
+
+    def decoder(self) -> TextDecoder:
+        """A fresh decoder, for one choice."""
+        return ByteLevelDecoder(_BYTES) if self._in_bytes else Words()

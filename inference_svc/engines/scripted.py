@@ -70,7 +70,7 @@ class ScriptedEngine:
     def facts(self) -> ModelFacts:
         return ModelFacts(
             name=self._model_name,
-            revision=_sha256(f"{MODEL_NAME} {SCRIPT_VERSION}"),
+            revision=_revision(self._settings),
             engine="scripted",
             build=str(SCRIPT_VERSION),
             context_length=self._settings.context_length,
@@ -206,6 +206,11 @@ class ScriptedEngine:
             )
         if request.guided is not None:
             raise InvalidRequest("the scripted engine cannot follow a grammar", field="guided")
+
+
+def _revision(settings: ScriptedSettings) -> str:
+    kind = "" if settings.vocabulary == "words" else f" {settings.vocabulary}"
+    return _sha256(f"{MODEL_NAME} {SCRIPT_VERSION}{kind}")
 
 
 def _sha256(text: str) -> str:

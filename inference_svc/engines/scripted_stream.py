@@ -8,7 +8,7 @@ from typing import Protocol
 
 from inference_svc.choice import Choice
 from inference_svc.engine import FinishReason, GenerationRequest, TokenDelta, TokenLogprob
-from inference_svc.engines.script import Words, prompt_seed, scripted_token
+from inference_svc.engines.script import Script, prompt_seed
 from inference_svc.engines.scripted_blocks import SequenceBlocks
 from inference_svc.settings import ScriptedSettings
 from inference_svc.slots import Slot
@@ -67,7 +67,10 @@ class ScriptedStream:
         # As for any engine: greedy decoding has nothing to seed.
         seed = request.sampling.seed if request.sampling.temperature > 0 else None
         self._seed = prompt_seed(request.prompt_token_ids) if seed is None else seed
-        self._choices = deque(Choice(index, Words(), request.stop) for index in range(request.n))
+        self._script = script = Script(in_bytes=settings.vocabulary == "bytes")
+        self._choices = deque(
+            Choice(index, script.decoder(), request.stop) for index in range(request.n)
+        )
         if request.continuation is not None:
             self._choices[0].resume(request.continuation)
         self._length, self._reason = request.max_tokens, FinishReason.LENGTH
@@ -147,7 +150,7 @@ class ScriptedStream:
 
     def _next(self, choice: Choice, first: int, count: int) -> TokenDelta:
         seed = self._seed + choice.index
-        ids = [scripted_token(seed, position) for position in range(first, first + count)]
+        ids = [self._script.token(seed, position) for position in range(first, first + count)]
         ended = self._reason if first + count >= self._length else None
         # The script leaves no doubt: each token has probability 1.
         logprobs = [TokenLogprob(0.0)] * count if self._with_logprobs else ()

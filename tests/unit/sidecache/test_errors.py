@@ -20,12 +20,15 @@ EXAMPLES: list[SidecacheError] = [
     errors.Unavailable("later"),
     errors.NoHealthyWorker("none is ready"),
     errors.EngineFailed("out of memory"),
-    errors.StreamInterrupted("lost after 7 tokens"),
+    errors.Draining("this server drains"),
+    errors.StreamInterrupted("cut off"),
+    errors.StreamInterrupted("lost after 7 tokens", why="sampled", offset=7),
     errors.DeadlineExceeded("too late"),
     errors.Cancelled("gone"),
     errors.Unsupported("not in this release"),
     errors.BrokenInvariant("offset 3 after 1"),
     errors.SetupError("no such file"),
+    errors.Quarantined("3 workers were lost", retry_after_s=12.5),
 ]
 
 
