@@ -154,7 +154,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             tenant = self._door.identify(context).tenant
         reader = Reattached(context)
         request_id, offset = request.request_id, request.offset
-        with self._admission.admit(tenant):
+        with self._admission.readmit(tenant):
             await self._flights.attach(tenant, request_id, offset, reader, by_router=by_router)
 
     async def ListModels(

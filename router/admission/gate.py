@@ -132,12 +132,26 @@ class Admission:
         """
         quota = self._quotas.of(ticket.tenant)
         try:
-            self._check_door(ticket, quota)
+            self._check_places(ticket.tenant, ticket.priority_class, quota)
+            self._take_request(ticket, quota)
             with self._in_flight(quota):
                 yield
         finally:
             if quota.is_limited:
                 tell(quota.metadata())
+
+    @contextmanager
+    def readmit(self, tenant: str) -> Iterator[None]:
+        """Hold one place at the door for a caller who comes back to a stream of his.
+
+        Raises:
+            Overloaded: the router is full.
+            QuotaExceeded: this tenant has as many streams in flight as it may.
+        """
+        quota = self._quotas.of(tenant)
+        self._check_places(tenant, PriorityClass.STANDARD, quota)
+        with self._in_flight(quota):
+            yield
 
     def claim(self, ticket: Ticket, tape: Tape, hint: PrefixHint | None) -> "Place":
         """A place among the running ones of the ticket's model; enter it to wait for it.
@@ -190,25 +204,30 @@ class Admission:
 
     def count(self, outcome: AdmissionOutcome, ticket: Ticket, waited_s: float = 0.0) -> None:
         """Tell the metrics how one request fared."""
-        if self._metrics is not None:
-            self._metrics.decided(outcome, ticket.priority_class.value, waited_s)
+        self._count(outcome, ticket.priority_class, waited_s)
 
-    def _check_door(self, ticket: Ticket, quota: TenantQuota) -> None:
+    def _count(self, outcome: AdmissionOutcome, kind: PriorityClass, waited_s: float = 0.0) -> None:
+        if self._metrics is not None:
+            self._metrics.decided(outcome, kind.value, waited_s)
+
+    def _check_places(self, tenant: str, kind: PriorityClass, quota: TenantQuota) -> None:
         if self._streams >= self._settings.max_streams:
-            self.count("router_full", ticket)
+            self._count("router_full", kind)
             raise Overloaded(
                 f"the router is at its bound of {self._settings.max_streams} streams",
                 retry_after_s=self._time_to_a_place(self._streams),
             )
-        limit = self._limits_of(ticket.tenant).max_in_flight
+        limit = self._limits_of(tenant).max_in_flight
         limit = limit or self._settings.max_streams_per_tenant
         if quota.in_flight >= limit:
-            self.count("tenant_full", ticket)
+            self._count("tenant_full", kind)
             raise QuotaExceeded(
                 f"at the bound of {limit} streams in flight",
-                subject=f"tenant:{ticket.tenant}",
+                subject=f"tenant:{tenant}",
                 retry_after_s=self._time_to_a_place(quota.in_flight),
             )
+
+    def _take_request(self, ticket: Ticket, quota: TenantQuota) -> None:
         try:
             quota.take_request()
         except QuotaExceeded:
