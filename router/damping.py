@@ -36,9 +36,9 @@ class Damping:
         if excess <= 0:
             return 0.0
         # The exponent is bounded: penalties only pile up as fast as losses are noticed.
-        wait_s = self._settings.flap_hold_s * 2.0 ** min(excess, 32.0)
+        wait_s = self._settings.flap_hold_s * math.exp2(min(excess, 32.0))
         return min(wait_s, self._settings.max_flap_hold_s)
 
     def _faded(self) -> float:
-        half_lives: float = (self._clock() - self._at) / self._settings.flap_half_life_s
+        half_lives = (self._clock() - self._at) / self._settings.flap_half_life_s
         return self._penalty * math.exp2(-half_lives)
