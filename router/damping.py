@@ -40,5 +40,5 @@ class Damping:
         return min(wait_s, self._settings.max_flap_hold_s)
 
     def _faded(self) -> float:
-        half_lives: float = (self._clock() - self._at) / self._settings.flap_half_life_s
+        half_lives = (self._clock() - self._at) / self._settings.flap_half_life_s
         return self._penalty * math.exp2(-half_lives)
