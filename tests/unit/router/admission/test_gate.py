@@ -133,6 +133,19 @@ async def test_a_tenant_without_tokens_is_refused_before_it_waits() -> None:
     assert gate.admission.tokens() == {"running": 0, "waiting": 0}
 
 
+async def test_who_leaves_the_queue_has_used_no_tokens() -> None:
+    """What was reserved for a generation that never began comes back."""
+    gate = Gate(TenantLimits(tokens_per_minute=1000))
+    quota = gate.admission.quota("acme")
+    first = await gate.place(started=False).__aenter__()
+    leaving = asyncio.ensure_future(gate.place().__aenter__())
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await first.__aexit__(None, None, None)
+    assert quota.tokens_left == 1000
+
+
 async def test_a_place_that_is_waited_for_leaves_less_time() -> None:
     """What was waited is not given to the worker again."""
     gate = Gate()
