@@ -36,6 +36,8 @@ class ScriptedSettings(SettingsPart):
     """Tokens that come together."""
     context_length: Count = 8192
     """Most tokens of prompt and answer together."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters it knows; each answers in its own words and has its own KV blocks."""
     answer_tokens: Count | None = None
     """Length at which an answer ends by itself, with reason STOP; unset: never."""
     die_after_tokens: Annotated[int, Field(ge=0)] | None = None
