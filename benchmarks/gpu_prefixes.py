@@ -192,7 +192,7 @@ async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Fleet
         say(f"{shape}: {len(addresses)} engines warm in {time.monotonic() - began:.0f} s")
         callers = {}
         for policy in POLICIES:
-            more = {"routing__policy": policy, "lookup__lookup_timeout_s": "1"}
+            more = {"routing__policy": policy, "lookup__lookup_timeout_s": "0.25"}
             if has_sidecar():
                 more["routing__note_s"] = "0.001"
             router, cache = await stack.enter_async_context(

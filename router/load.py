@@ -27,6 +27,8 @@ class WorkerLoad:
         active_tokens: prompt tokens of own streams.
         slots: sequences that can run there at once; 0: not known.
         foreign_sequences: streams of others there.
+        kv_cache_usage: share of its KV blocks in use; None: it does not say.
+        kv_blocks: that its KV cache can hold; None: it does not say.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -36,6 +38,8 @@ class WorkerLoad:
         self.active_tokens = 0
         self.slots = 0
         self.foreign_sequences = 0
+        self.kv_cache_usage: float | None = None
+        self.kv_blocks: int | None = None
         self._foreign_queued = 0
         self._foreign_active = 0
         self._recent = 0.0
@@ -74,7 +78,11 @@ class WorkerLoad:
         """
         if report is None:
             self.slots = self.foreign_sequences = self._foreign_queued = self._foreign_active = 0
+            self.kv_cache_usage = self.kv_blocks = None
             return
+        said = report.HasField
+        self.kv_cache_usage = report.kv_cache_usage if said("kv_cache_usage") else None
+        self.kv_blocks = report.kv_blocks if said("kv_blocks") else None
         queued = report.waiting_prompt_tokens - self.pending_tokens
         self._foreign_queued = min(max(0, queued), max_foreign_tokens)
         sequences = report.running_sequences + report.waiting_sequences - leases

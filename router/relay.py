@@ -10,8 +10,10 @@ from typing import Protocol
 
 import grpc
 
+from observability.metrics import RoutingMetrics
 from router.attempts import Attempts
 from router.continuation import continued
+from router.hint_account import account
 from router.lease import Lease
 from router.pool import WorkerPool
 from router.prefix import PrefixHint
@@ -47,7 +49,14 @@ class Reader(Protocol):
 class Relay:
     """Streams answers from leased workers to clients."""
 
-    def __init__(self, pool: WorkerPool, limits: LimitSettings, routing: RoutingSettings) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        limits: LimitSettings,
+        routing: RoutingSettings,
+        metrics: RoutingMetrics,
+    ) -> None:
+        self._metrics = metrics
         self._pool = pool
         self._limits = limits
         self._routing = routing
@@ -84,12 +93,16 @@ class Relay:
             with attempts.lease(None if to_idlest else prompt) as lease:
                 try:
                     passage = Passage(lease, ticket, tape, attempts.move_to(lease.worker))
-                    sent = continued(self._for_worker(lease.worker, ticket, hint), tape)
+                    request = self._for_worker(lease.worker, ticket, hint)
+                    sent = continued(request, tape)
                     await self._follow(passage, sent, context, attempts, deadline - loop.time())
                 except (Unavailable, Overloaded) as error:
                     failure = error
                 else:
-                    self._pool.learn(ticket.model, prompt, tape.finished[0].usage.prompt_tokens)
+                    usage = tape.finished[0].usage
+                    self._pool.learn(ticket.model, prompt, usage.prompt_tokens)
+                    has_ids = request is not ticket.request
+                    account(self._metrics, hint, lease.worker, usage, token_ids=has_ids)
                     return lease.worker
             await attempts.failed(failure)
 

@@ -13,7 +13,7 @@ import grpc
 
 from observability.channel import open_channel
 from observability.listening import is_local
-from observability.metrics import DroppedStoreMetrics
+from observability.metrics import DroppedStoreMetrics, RoutingMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from router.account import Accounts
@@ -71,7 +71,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
                 name = type(part).__name__
                 await stack.enter_async_context(_in_background(part.run(), name))
         await pool.wait_for_first_contact()
-        relay = Relay(pool, settings.limits, settings.routing)
+        relay = Relay(pool, settings.limits, settings.routing, RoutingMetrics(telemetry.meter))
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
         flights = Flights(settings.flights, max_answer_bytes, settings.limits.reader_stall_s)

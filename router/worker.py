@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from router.load import WorkerLoad
 from router.model import ServedModel
-from sidecache.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
+from sidecache.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 
 class State(enum.Enum):
@@ -31,6 +31,8 @@ class Worker:
         doubted: set by whoever found it failing, for its health watch to find out.
         leaving_since: when its target stopped naming it; None: it still does.
         load: of those streams and of others' there, in tokens.
+        prompt_tokens: of this router's streams that ended well there, in its present epoch.
+        cached_prompt_tokens: of those, found in its KV cache, as far as it says.
         tokenizer_fingerprint: with chat_template_fingerprint, which token ids it understands.
     """
 
@@ -51,6 +53,8 @@ class Worker:
         self.load = WorkerLoad(clock)
         self.tokenizer_fingerprint = ""
         self.chat_template_fingerprint = ""
+        self.prompt_tokens = 0
+        self.cached_prompt_tokens = 0
         self._clock = clock
         self._state = State.CONNECTING
         self.state_since = clock()
@@ -75,9 +79,16 @@ class Worker:
         """Take in what the worker says of itself; a new epoch is a new worker."""
         self.model = ServedModel.from_worker(answer)
         self.name = answer.worker or self.address
+        if self.epoch != answer.epoch:
+            self.prompt_tokens = self.cached_prompt_tokens = 0
         self.epoch = answer.epoch
         self.tokenizer_fingerprint = answer.tokenizer_fingerprint
         self.chat_template_fingerprint = answer.chat_template_fingerprint
+
+    def served(self, usage: inference_pb2.Usage) -> None:
+        """Count the prompt of a stream that ended well."""
+        self.prompt_tokens += usage.prompt_tokens
+        self.cached_prompt_tokens += usage.cached_prompt_tokens
 
     @property
     def is_full(self) -> bool:

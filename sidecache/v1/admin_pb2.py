@@ -27,43 +27,43 @@ from sidecache.v1 import cache_pb2 as sidecache_dot_v1_dot_cache__pb2
 from sidecache.v1 import inference_pb2 as sidecache_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sidecache/v1/admin.proto\x12\x0csidecache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18sidecache/v1/cache.proto\x1a\x1csidecache/v1/inference.proto\"\x14\n\x12ListWorkersRequest\"B\n\x13ListWorkersResponse\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.sidecache.v1.WorkerStatus\"\xdd\x01\n\x0cWorkerStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.sidecache.v1.WorkerState\x12\r\n\x05model\x18\x04 \x01(\t\x12\x16\n\x0emodel_revision\x18\x05 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x0e\n\x06leases\x18\x07 \x01(\r\x12\r\n\x05\x65poch\x18\x08 \x01(\t\x12,\n\tstate_age\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"4\n\x10SetCordonRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x63ordoned\x18\x02 \x01(\x08\"?\n\x11SetCordonResponse\x12*\n\x06worker\x18\x01 \x01(\x0b\x32\x1a.sidecache.v1.WorkerStatus\"\x16\n\x14GetCacheStatsRequest\"q\n\x15GetCacheStatsResponse\x12\x11\n\treachable\x18\x01 \x01(\x08\x12-\n\x05stats\x18\x02 \x01(\x0b\x32\x1e.sidecache.v1.GetStatsResponse\x12\x16\n\x0estores_dropped\x18\x03 \x01(\x04\"\x9a\x01\n\x16InvalidateCacheRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x16\n\tnamespace\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0b\n\x03\x61ll\x18\x06 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x07 \x01(\x08\x42\x0c\n\n_namespace\":\n\x17InvalidateCacheResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\"U\n\x13\x45xplainCacheRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.sidecache.v1.GenerateRequest\"\xba\x01\n\x14\x45xplainCacheResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12#\n\x03key\x18\x02 \x01(\x0b\x32\x16.sidecache.v1.CacheKey\x12\x11\n\tnot_asked\x18\x03 \x01(\t\x12\x12\n\nnot_stored\x18\x04 \x01(\t\x12\x14\n\x0cnot_compared\x18\x05 \x01(\t\x12\x30\n\texplained\x18\x06 \x01(\x0b\x32\x1d.sidecache.v1.ExplainResponse\"d\n\x11WarmPrefixRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.sidecache.v1.GenerateRequest\x12\x0f\n\x07workers\x18\x03 \x01(\r\"Q\n\x12WarmPrefixResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12+\n\x07workers\x18\x02 \x03(\x0b\x32\x1a.sidecache.v1.WarmedWorker\"\xc8\x02\n\x0cWarmedWorker\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12!\n\x14\x63\x61\x63hed_tokens_before\x18\x03 \x01(\rH\x00\x88\x01\x01\x12 \n\x13\x63\x61\x63hed_tokens_after\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x1f\n\x17\x63\x61\x63hed_tokens_estimated\x18\x05 \x01(\x08\x12\x35\n\x12\x66irst_token_before\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11\x66irst_token_after\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65rror\x18\x08 \x01(\tB\x17\n\x15_cached_tokens_beforeB\x16\n\x14_cached_tokens_after*\x97\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17WORKER_STATE_CONNECTING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x19\n\x15WORKER_STATE_CORDONED\x10\x03\x12\x1a\n\x16WORKER_STATE_UNHEALTHY\x10\x04\x32\x92\x04\n\x0c\x41\x64minService\x12R\n\x0bListWorkers\x12 .sidecache.v1.ListWorkersRequest\x1a!.sidecache.v1.ListWorkersResponse\x12L\n\tSetCordon\x12\x1e.sidecache.v1.SetCordonRequest\x1a\x1f.sidecache.v1.SetCordonResponse\x12X\n\rGetCacheStats\x12\".sidecache.v1.GetCacheStatsRequest\x1a#.sidecache.v1.GetCacheStatsResponse\x12^\n\x0fInvalidateCache\x12$.sidecache.v1.InvalidateCacheRequest\x1a%.sidecache.v1.InvalidateCacheResponse\x12U\n\x0c\x45xplainCache\x12!.sidecache.v1.ExplainCacheRequest\x1a\".sidecache.v1.ExplainCacheResponse\x12O\n\nWarmPrefix\x12\x1f.sidecache.v1.WarmPrefixRequest\x1a .sidecache.v1.WarmPrefixResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sidecache/v1/admin.proto\x12\x0csidecache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18sidecache/v1/cache.proto\x1a\x1csidecache/v1/inference.proto\"\x14\n\x12ListWorkersRequest\"B\n\x13ListWorkersResponse\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.sidecache.v1.WorkerStatus\"\xe8\x02\n\x0cWorkerStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.sidecache.v1.WorkerState\x12\r\n\x05model\x18\x04 \x01(\t\x12\x16\n\x0emodel_revision\x18\x05 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x0e\n\x06leases\x18\x07 \x01(\r\x12\r\n\x05\x65poch\x18\x08 \x01(\t\x12,\n\tstate_age\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0ekv_cache_usage\x18\x14 \x01(\x02H\x00\x88\x01\x01\x12\x16\n\tkv_blocks\x18\x15 \x01(\x04H\x01\x88\x01\x01\x12\x15\n\rprompt_tokens\x18\x16 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x17 \x01(\x04\x42\x11\n\x0f_kv_cache_usageB\x0c\n\n_kv_blocks\"4\n\x10SetCordonRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x63ordoned\x18\x02 \x01(\x08\"?\n\x11SetCordonResponse\x12*\n\x06worker\x18\x01 \x01(\x0b\x32\x1a.sidecache.v1.WorkerStatus\"\x16\n\x14GetCacheStatsRequest\"q\n\x15GetCacheStatsResponse\x12\x11\n\treachable\x18\x01 \x01(\x08\x12-\n\x05stats\x18\x02 \x01(\x0b\x32\x1e.sidecache.v1.GetStatsResponse\x12\x16\n\x0estores_dropped\x18\x03 \x01(\x04\"\x9a\x01\n\x16InvalidateCacheRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x16\n\tnamespace\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0b\n\x03\x61ll\x18\x06 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x07 \x01(\x08\x42\x0c\n\n_namespace\":\n\x17InvalidateCacheResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\"U\n\x13\x45xplainCacheRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.sidecache.v1.GenerateRequest\"\xba\x01\n\x14\x45xplainCacheResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12#\n\x03key\x18\x02 \x01(\x0b\x32\x16.sidecache.v1.CacheKey\x12\x11\n\tnot_asked\x18\x03 \x01(\t\x12\x12\n\nnot_stored\x18\x04 \x01(\t\x12\x14\n\x0cnot_compared\x18\x05 \x01(\t\x12\x30\n\texplained\x18\x06 \x01(\x0b\x32\x1d.sidecache.v1.ExplainResponse\"d\n\x11WarmPrefixRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.sidecache.v1.GenerateRequest\x12\x0f\n\x07workers\x18\x03 \x01(\r\"Q\n\x12WarmPrefixResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12+\n\x07workers\x18\x02 \x03(\x0b\x32\x1a.sidecache.v1.WarmedWorker\"\xc8\x02\n\x0cWarmedWorker\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12!\n\x14\x63\x61\x63hed_tokens_before\x18\x03 \x01(\rH\x00\x88\x01\x01\x12 \n\x13\x63\x61\x63hed_tokens_after\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x1f\n\x17\x63\x61\x63hed_tokens_estimated\x18\x05 \x01(\x08\x12\x35\n\x12\x66irst_token_before\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11\x66irst_token_after\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65rror\x18\x08 \x01(\tB\x17\n\x15_cached_tokens_beforeB\x16\n\x14_cached_tokens_after*\x97\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17WORKER_STATE_CONNECTING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x19\n\x15WORKER_STATE_CORDONED\x10\x03\x12\x1a\n\x16WORKER_STATE_UNHEALTHY\x10\x04\x32\x92\x04\n\x0c\x41\x64minService\x12R\n\x0bListWorkers\x12 .sidecache.v1.ListWorkersRequest\x1a!.sidecache.v1.ListWorkersResponse\x12L\n\tSetCordon\x12\x1e.sidecache.v1.SetCordonRequest\x1a\x1f.sidecache.v1.SetCordonResponse\x12X\n\rGetCacheStats\x12\".sidecache.v1.GetCacheStatsRequest\x1a#.sidecache.v1.GetCacheStatsResponse\x12^\n\x0fInvalidateCache\x12$.sidecache.v1.InvalidateCacheRequest\x1a%.sidecache.v1.InvalidateCacheResponse\x12U\n\x0c\x45xplainCache\x12!.sidecache.v1.ExplainCacheRequest\x1a\".sidecache.v1.ExplainCacheResponse\x12O\n\nWarmPrefix\x12\x1f.sidecache.v1.WarmPrefixRequest\x1a .sidecache.v1.WarmPrefixResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sidecache.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATE']._serialized_start=1712
-  _globals['_WORKERSTATE']._serialized_end=1863
+  _globals['_WORKERSTATE']._serialized_start=1851
+  _globals['_WORKERSTATE']._serialized_end=2002
   _globals['_LISTWORKERSREQUEST']._serialized_start=130
   _globals['_LISTWORKERSREQUEST']._serialized_end=150
   _globals['_LISTWORKERSRESPONSE']._serialized_start=152
   _globals['_LISTWORKERSRESPONSE']._serialized_end=218
   _globals['_WORKERSTATUS']._serialized_start=221
-  _globals['_WORKERSTATUS']._serialized_end=442
-  _globals['_SETCORDONREQUEST']._serialized_start=444
-  _globals['_SETCORDONREQUEST']._serialized_end=496
-  _globals['_SETCORDONRESPONSE']._serialized_start=498
-  _globals['_SETCORDONRESPONSE']._serialized_end=561
-  _globals['_GETCACHESTATSREQUEST']._serialized_start=563
-  _globals['_GETCACHESTATSREQUEST']._serialized_end=585
-  _globals['_GETCACHESTATSRESPONSE']._serialized_start=587
-  _globals['_GETCACHESTATSRESPONSE']._serialized_end=700
-  _globals['_INVALIDATECACHEREQUEST']._serialized_start=703
-  _globals['_INVALIDATECACHEREQUEST']._serialized_end=857
-  _globals['_INVALIDATECACHERESPONSE']._serialized_start=859
-  _globals['_INVALIDATECACHERESPONSE']._serialized_end=917
-  _globals['_EXPLAINCACHEREQUEST']._serialized_start=919
-  _globals['_EXPLAINCACHEREQUEST']._serialized_end=1004
-  _globals['_EXPLAINCACHERESPONSE']._serialized_start=1007
-  _globals['_EXPLAINCACHERESPONSE']._serialized_end=1193
-  _globals['_WARMPREFIXREQUEST']._serialized_start=1195
-  _globals['_WARMPREFIXREQUEST']._serialized_end=1295
-  _globals['_WARMPREFIXRESPONSE']._serialized_start=1297
-  _globals['_WARMPREFIXRESPONSE']._serialized_end=1378
-  _globals['_WARMEDWORKER']._serialized_start=1381
-  _globals['_WARMEDWORKER']._serialized_end=1709
-  _globals['_ADMINSERVICE']._serialized_start=1866
-  _globals['_ADMINSERVICE']._serialized_end=2396
+  _globals['_WORKERSTATUS']._serialized_end=581
+  _globals['_SETCORDONREQUEST']._serialized_start=583
+  _globals['_SETCORDONREQUEST']._serialized_end=635
+  _globals['_SETCORDONRESPONSE']._serialized_start=637
+  _globals['_SETCORDONRESPONSE']._serialized_end=700
+  _globals['_GETCACHESTATSREQUEST']._serialized_start=702
+  _globals['_GETCACHESTATSREQUEST']._serialized_end=724
+  _globals['_GETCACHESTATSRESPONSE']._serialized_start=726
+  _globals['_GETCACHESTATSRESPONSE']._serialized_end=839
+  _globals['_INVALIDATECACHEREQUEST']._serialized_start=842
+  _globals['_INVALIDATECACHEREQUEST']._serialized_end=996
+  _globals['_INVALIDATECACHERESPONSE']._serialized_start=998
+  _globals['_INVALIDATECACHERESPONSE']._serialized_end=1056
+  _globals['_EXPLAINCACHEREQUEST']._serialized_start=1058
+  _globals['_EXPLAINCACHEREQUEST']._serialized_end=1143
+  _globals['_EXPLAINCACHERESPONSE']._serialized_start=1146
+  _globals['_EXPLAINCACHERESPONSE']._serialized_end=1332
+  _globals['_WARMPREFIXREQUEST']._serialized_start=1334
+  _globals['_WARMPREFIXREQUEST']._serialized_end=1434
+  _globals['_WARMPREFIXRESPONSE']._serialized_start=1436
+  _globals['_WARMPREFIXRESPONSE']._serialized_end=1517
+  _globals['_WARMEDWORKER']._serialized_start=1520
+  _globals['_WARMEDWORKER']._serialized_end=1848
+  _globals['_ADMINSERVICE']._serialized_start=2005
+  _globals['_ADMINSERVICE']._serialized_end=2535
 # @@protoc_insertion_point(module_scope)

@@ -140,6 +140,23 @@ async def test_a_prompt_goes_where_a_stranger_put_its_prefix(tmp_path: Path) -> 
         assert (await ask(f.stack.client, "x", prefix="Something else.")).worker != "w2"
 
 
+async def test_an_operator_sees_what_was_cached(tmp_path: Path) -> None:
+    """By worker: blocks, their use, and how much of its prompts it found."""
+    quick = {"routing": {"load_interval_s": 0.02}}
+    async with fleet(tmp_path, count=2, router_=quick) as f:
+        await f.put("w2")
+        await f.until_held({"w2": BLOCKS})
+        answer = await ask(f.stack.client, "What now?")
+        async with f.stack.connect("operator") as operator:
+            while not all(w.HasField("kv_blocks") for w in await operator.workers()):
+                await asyncio.sleep(0.01)
+            one, two = await operator.workers()
+        assert (one.prompt_tokens, one.cached_prompt_tokens) == (0, 0)
+        assert two.prompt_tokens == answer.usage.prompt_tokens
+        assert two.cached_prompt_tokens == BLOCKS * BLOCK_SIZE
+        assert (two.kv_blocks, two.kv_cache_usage) == (4096, 0.0)
+
+
 async def test_without_hints_it_goes_elsewhere(tmp_path: Path) -> None:
     """What the test above proves is not the order of the workers."""
     off = {"lookup": PATIENT["lookup"] | {"prefix_hints": False}}
