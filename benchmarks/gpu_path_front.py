@@ -11,9 +11,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from chaos.process import ServiceProcess
+import grpc
 
-_KEY = "benchmark-key"
+from chaos.process import ServiceProcess
+from sidecache.v1 import cache_pb2, cache_pb2_grpc
+
+KEY = "benchmark-key"
 # Longest line that the callers answer.
 _MAX_LINE_BYTES = 1 << 26
 
@@ -44,7 +47,7 @@ async def front(
         more: settings of the router.
     """
     keys = folder / "keys.toml"
-    digest = hashlib.sha256(_KEY.encode()).hexdigest()
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
     keys.write_text(f'[[keys]]\ntenant = "benchmark"\nsha256 = "{digest}"\n')
     async with AsyncExitStack() as stack:
         settings = {
@@ -60,6 +63,17 @@ async def front(
         yield (await stack.enter_async_context(start)).address, settings.get("cache")
 
 
+async def until_followed(cache: str, workers: int) -> None:
+    """Return once the sidecar has the KV events of every worker."""
+    async with grpc.aio.insecure_channel(cache) as channel, asyncio.timeout(30):
+        stub = cache_pb2_grpc.CacheServiceStub(channel)
+        while True:
+            stats = await stub.GetStats(cache_pb2.GetStatsRequest())
+            if stats.prefix_workers_followed == workers:
+                return
+            await asyncio.sleep(0.05)
+
+
 class Callers:
     """The callers' process: :mod:`benchmarks.gpu_path_client`."""
 
@@ -71,7 +85,7 @@ class Callers:
     async def start(cls, address: str) -> AsyncIterator["Callers"]:
         """Callers of the router at this address; they end with the block."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.gpu_path_client", address, _KEY),
+            *(sys.executable, "-m", "benchmarks.gpu_path_client", address, KEY),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_MAX_LINE_BYTES,
         )  # fmt: skip
         try:

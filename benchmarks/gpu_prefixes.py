@@ -30,11 +30,11 @@ from typing import Any
 
 import grpc
 
-from benchmarks.gpu_path_front import Callers, front, has_sidecar, say
+from benchmarks.gpu_path_front import Callers, front, has_sidecar, say, until_followed
 from benchmarks.random_model import SHAPES, write_random_model
 from benchmarks.statistics import median, quantile
 from chaos.process import ServiceProcess
-from sidecache.v1 import cache_pb2, cache_pb2_grpc, worker_pb2, worker_pb2_grpc
+from sidecache.v1 import worker_pb2, worker_pb2_grpc
 
 # Tokens of a prefix; few enough with their question for a context of 4,096.
 PREFIX_TOKENS = {"tiny": 500, "1b": 3500, "8b": 3500}
@@ -200,7 +200,7 @@ async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Fleet
             )
             callers[policy] = await stack.enter_async_context(Callers.start(router))
             if cache is not None:
-                await _until_followed(cache, len(addresses))
+                await until_followed(cache, len(addresses))
         facts = [await _kv_cache(address) for address in addresses]
         fleet = Fleet(callers, [blocks for blocks, _ in facts], facts[0][1])
         for policy in POLICIES:  # warm connections and kernels of this length
@@ -246,14 +246,3 @@ async def _kv_cache(address: str) -> tuple[int, int]:
         load = await stub.GetLoad(worker_pb2.GetLoadRequest(), timeout=5)
         model = await stub.GetModel(worker_pb2.GetModelRequest(), timeout=5)
     return load.kv_blocks, model.block_size
-
-
-async def _until_followed(cache: str, workers: int) -> None:
-    """Return once the sidecar has the KV events of every worker."""
-    async with grpc.aio.insecure_channel(cache) as channel, asyncio.timeout(30):
-        stub = cache_pb2_grpc.CacheServiceStub(channel)
-        while True:
-            stats = await stub.GetStats(cache_pb2.GetStatsRequest())
-            if stats.prefix_workers_followed == workers:
-                return
-            await asyncio.sleep(0.05)
