@@ -1,7 +1,6 @@
-r"""Real engines, real prompts: time to first token by prefix and in turns, in one run.
+"""Real engines, real prompts: time to first token by prefix and in turns, in one run.
 
-    python -m benchmarks.prefix_real --trace FILE.jsonl.gz --calls 60 --prompt-tokens 4000 \
-        --workers 3 --json -
+    python -m benchmarks.prefix_real --trace FILE.jsonl.gz --calls 60 --workers 3 --json -
 
 The calls of coding agents (rows with ``session_id``, ``timestamp`` and ``input``), each cut to
 its first ``--prompt-tokens`` tokens, go one at a time through a router and its sidecar to
