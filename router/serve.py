@@ -89,7 +89,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             auditor,
             flights,
         )
-        admin = AdminServicer(door, pool, desk, clock, Warmer(pool, clock))
+        admin = AdminServicer(door, pool, desk, clock, Warmer(pool, cache, clock))
 
         def register(server: grpc.aio.Server) -> None:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)

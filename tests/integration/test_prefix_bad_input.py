@@ -30,7 +30,7 @@ from tests.integration.test_prefix_end_to_end import BLOCK_SIZE, BLOCKS, PREFIX,
 BYPASS = CacheControl(mode=pb.CACHE_MODE_BYPASS)
 GIANT_TOKENS = 1_000_000
 # What the index may keep of one worker, at 85 bytes each, and room for the allocator.
-MAX_GROWTH_MB = 80.0
+MAX_GROWTH_MB = 40.0
 
 
 def expected(text: str, tokens: int) -> list[int]:

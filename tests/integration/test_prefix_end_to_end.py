@@ -157,6 +157,18 @@ async def test_an_operator_sees_what_was_cached(tmp_path: Path) -> None:
         assert (two.kv_blocks, two.kv_cache_usage) == (4096, 0.0)
 
 
+async def test_warming_begins_with_who_holds_most(tmp_path: Path) -> None:
+    """Wherever it came from: nobody else's blocks are pushed out for what is there already."""
+    async with fleet(tmp_path) as f, f.stack.connect("operator") as operator:
+        await f.put("w3")
+        await f.until_held({"w3": BLOCKS})
+        request = pb.GenerateRequest(text=PREFIX, max_tokens=1)
+        wanted = admin_pb2.WarmPrefixRequest(tenant="acme", request=request, workers=1)
+        (warmed,) = (await operator.warm_prefix(wanted)).workers
+        assert warmed.worker == "w3"
+        assert warmed.cached_tokens_before == BLOCKS * BLOCK_SIZE
+
+
 async def test_without_hints_it_goes_elsewhere(tmp_path: Path) -> None:
     """What the test above proves is not the order of the workers."""
     off = {"lookup": PATIENT["lookup"] | {"prefix_hints": False}}

@@ -66,7 +66,7 @@ async def test_a_real_workers_ids_and_blocks_are_known(tmp_path: Path, smollm2_p
 async def test_a_warmed_system_prompt_is_there_for_the_first_to_ask(
     tmp_path: Path, smollm2_path: Path
 ) -> None:
-    """`sidecache cache warm` on the real engine: the first chat with it computes only its own part."""
+    """`sidecache cache warm` on the real engine: the first chat computes only its own part."""
     telemetry = Telemetry.start("sidecache-worker", TelemetrySettings(log_level="ERROR"))
     file = tmp_path / "system.txt"
     file.write_text(SYSTEM)
