@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu_path --engine vllm --shape 1b,8b --streams 1,64,256 --json -
     python -m benchmarks.gpu_path --engine vllm --shape tiny --streams 1,8 --json -    # on a CPU
+    python -m benchmarks.gpu_path --engine vllm --shape 1b --engines 2 --eager --json -
 
 One engine with random weights serves both ways in one run, in turns: its own generate()
 called in its process, and callers in another process that ask the router, which asks the
@@ -9,12 +10,12 @@ sidecar and the worker in front of the same engine. Prompts are new every time a
 ends an answer, so both ways do the same work. Lines: tokens a second through the path at
 least 98 % of direct at 64 and 256 streams; at one stream at most 3 ms later to the first token.
 Then, all through gRPC: a cancel, the KV events, and a long prompt cold and warm.
+
+With ``--engines 2`` it is another benchmark: :mod:`benchmarks.gpu_prefixes`.
 """
 
 import argparse
 import asyncio
-import hashlib
-import importlib.util
 import itertools
 import json
 import platform
@@ -30,10 +31,11 @@ from typing import Any
 import grpc
 import uvloop
 
+from benchmarks import gpu_prefixes
 from benchmarks.gpu_path_client import prompt
+from benchmarks.gpu_path_front import Callers, front, has_sidecar, say
 from benchmarks.random_model import SHAPES, write_random_model
 from benchmarks.statistics import median
-from chaos.process import ServiceProcess
 from inference_svc.engine import GenerationRequest
 from inference_svc.engines.vllm import VllmEngine
 from inference_svc.kv_ledger import KvLedger
@@ -47,7 +49,6 @@ from sidecache.kv_blocks import unpack_hashes
 from sidecache.v1 import worker_pb2 as worker_pb
 from sidecache.v1 import worker_pb2_grpc
 
-KEY = "benchmark-key"
 # Tokens of prompt and answer.
 LENGTHS = {"tiny": (64, 32), "1b": (256, 128), "8b": (512, 128)}
 LONG_PROMPT = {"tiny": 500, "1b": 3500, "8b": 3500}
@@ -57,12 +58,6 @@ FIRST_TOKENS = 20
 CANCELS = 5
 
 _seeds = itertools.count(1)
-
-
-def say(text: str) -> None:
-    """Progress, beside the result."""
-    sys.stderr.write(f"[{time.strftime('%H:%M:%S')}] {text}\n")
-    sys.stderr.flush()
 
 
 @dataclass
@@ -80,21 +75,7 @@ class Front:
 
     engine: VllmEngine
     worker: str
-    callers: asyncio.subprocess.Process
-
-    async def ask(self, **command: Any) -> dict[str, Any]:
-        """Have the callers do something."""
-        stdin, stdout = self.callers.stdin, self.callers.stdout
-        assert stdin is not None  # noqa: S101 - both are pipes
-        assert stdout is not None  # noqa: S101
-        stdin.write(json.dumps(command).encode() + b"\n")
-        line = await stdout.readline()
-        if not line:
-            raise SystemExit("the callers' process ended")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise SystemExit(f"a stream failed: {answer['error']}")
-        return answer
+    callers: Callers
 
 
 def rows(streams: int, waves: int) -> list[list[int]]:
@@ -133,7 +114,7 @@ async def direct(path: Front, shape: str, seeds: list[list[int]], max_tokens: in
 
 async def through(path: Front, shape: str, seeds: list[list[int]], max_tokens: int) -> Round:
     """The same through router, sidecar and worker."""
-    done = await path.ask(
+    done = await path.callers.ask(
         do="streams", rows=seeds, prompt_tokens=LENGTHS[shape][0], max_tokens=max_tokens
     )
     expected = sum(map(len, seeds)) * max_tokens
@@ -189,7 +170,7 @@ async def cancels(path: Front, shape: str) -> dict[str, Any]:
     """From a caller's cancel, through the router, until the engine holds no sequence."""
     freed_ms = []
     for _ in range(CANCELS):
-        done = await path.ask(
+        done = await path.callers.ask(
             do="cancel", seed=next(_seeds), prompt_tokens=LENGTHS[shape][0],
             max_tokens=4000, after=3,
         )  # fmt: skip
@@ -210,7 +191,7 @@ async def prefixes(path: Front, shape: str) -> dict[str, Any]:
     seeds = [next(_seeds) for _ in range(5)]
     for seed in seeds:
         for times, tokens in ((cold, 2), (warm, 3)):  # another length: no exact hit
-            done = await path.ask(
+            done = await path.callers.ask(
                 do="streams", rows=[[seed]], prompt_tokens=length, max_tokens=tokens
             )
             times.extend(done["first_token_s"])
@@ -274,42 +255,9 @@ async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Front
         telemetry = Telemetry.start("sidecache-worker", TelemetrySettings(log_level="ERROR"))
         stack.push_async_callback(telemetry.aclose)
         server = await stack.enter_async_context(serve_engine(engine, settings, telemetry, ledger))
-        router = await stack.enter_async_context(_front(folder, server.address))
-        callers = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.gpu_path_client", router.address, KEY),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 26,
-        )  # fmt: skip
-        stack.push_async_callback(_end, callers)
+        router, _ = await stack.enter_async_context(front(folder, [server.address]))
+        callers = await stack.enter_async_context(Callers.start(router))
         yield Front(engine, server.address, callers)
-
-
-@asynccontextmanager
-async def _front(folder: Path, worker: str) -> AsyncIterator[ServiceProcess]:
-    """Sidecar and router as processes; the semantic tier is off."""
-    keys = folder / "keys.toml"
-    digest = hashlib.sha256(KEY.encode()).hexdigest()
-    keys.write_text(f'[[keys]]\ntenant = "benchmark"\nsha256 = "{digest}"\n')
-    async with AsyncExitStack() as stack:
-        settings = {
-            "workers": json.dumps([worker]), "keys_file": str(keys),
-            "admission__max_streams": "1024", "admission__max_streams_per_tenant": "1024",
-        }  # fmt: skip
-        if has_sidecar():
-            own = {"server__listen": f"unix:{folder}/cache.sock", "semantic__enabled": "false"}
-            start = ServiceProcess.start("cache_svc", folder, own)
-            settings["cache"] = (await stack.enter_async_context(start)).address
-        yield await stack.enter_async_context(ServiceProcess.start("router", folder, settings))
-
-
-def has_sidecar() -> bool:
-    """Whether the sidecar's packages are here; without them the path is one hop shorter."""
-    return all(importlib.util.find_spec(name) for name in ("faiss", "onnxruntime"))
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-    await process.wait()
 
 
 async def measure(options: Any, write: Callable[[list[dict[str, Any]]], None]) -> None:
@@ -357,6 +305,9 @@ def main() -> int:
     )
     parser.add_argument("--json", metavar="FILE", default="-", help="where to write; - is stdout")
     parser.add_argument("--budget-s", type=float, default=350, help="fewer rounds when it is short")
+    parser.add_argument(
+        "--engines", type=int, default=1, help="more: prefixes of long prompts over so many engines"
+    )
     parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
     options = parser.parse_args()
     if unknown := set(options.shape) - set(SHAPES):
@@ -370,11 +321,14 @@ def main() -> int:
         if options.json != "-":
             Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
 
+    several = options.engines > 1
     try:
-        uvloop.run(measure(options, write))
+        uvloop.run((gpu_prefixes.measure if several else measure)(options, write))
     finally:
         if options.json == "-":
             sys.stdout.write(json.dumps(latest, indent=2) + "\n")
+    if several:
+        return 0 if gpu_prefixes.is_crossed(latest) else 1
     crossed = [
         row["path_share"] >= 0.98 if row["streams"] > 1  # noqa: PLR2004 - the lines above
         else row["path_ttft_p50_ms"] - row["direct_ttft_p50_ms"] <= 3  # noqa: PLR2004

@@ -2,7 +2,8 @@
 
 Reads commands from standard input and answers each on standard output, one JSON object
 a line. ``{"do": "streams", "rows": [[...], ...], "max_tokens": n}`` runs one caller for
-each row of seeds, a stream for each seed; ``{"do": "cancel", ...}`` leaves a stream after
+each row of seeds, a stream for each seed; a pair of seeds is a prefix of ``prompt_tokens`` and
+a question of ``question_tokens`` after it. ``{"do": "cancel", ...}`` leaves a stream after
 its first tokens. Times are the monotonic clock's, which all processes share.
 """
 
@@ -43,6 +44,7 @@ class Tally:
     messages: int = 0
     first_token_s: list[float] = field(default_factory=list)
     cached_prompt_tokens: list[int | None] = field(default_factory=list)
+    workers: list[str] = field(default_factory=list)
 
 
 class Callers:
@@ -71,6 +73,7 @@ class Callers:
             "messages": tally.messages,
             "first_token_s": tally.first_token_s,
             "cached_prompt_tokens": tally.cached_prompt_tokens,
+            "workers": tally.workers,
         }
 
     async def cancel(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +96,8 @@ class Callers:
         began, seen = time.monotonic(), 0
         async for event in self._call(request):
             tally.messages += 1
+            if event.HasField("started"):
+                tally.workers.append(event.started.worker)
             if event.HasField("finished"):
                 usage = event.finished.usage
                 said = usage.HasField("cached_prompt_tokens")
@@ -107,8 +112,11 @@ class Callers:
         return next(self._stubs).Generate(request, metadata=self._metadata, timeout=_TIMEOUT_S)
 
 
-def _request(seed: int, command: dict[str, Any]) -> pb.GenerateRequest:
-    ids = prompt(seed, command["prompt_tokens"])
+def _request(seed: int | list[int], command: dict[str, Any]) -> pb.GenerateRequest:
+    first, *more = [seed] if isinstance(seed, int) else seed
+    ids = prompt(first, command["prompt_tokens"])
+    for each in more:
+        ids += prompt(each, command["question_tokens"])
     return pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), max_tokens=command["max_tokens"])
 
 

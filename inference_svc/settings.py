@@ -38,6 +38,8 @@ class ScriptedSettings(SettingsPart):
     """Most tokens of prompt and answer together."""
     vocabulary: Literal["words", "bytes"] = "words"
     """What a token is: a word, or a byte of a text whose characters have one to four."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters it knows; each answers in its own words and has its own KV blocks."""
     answer_tokens: Count | None = None
     """Length at which an answer ends by itself, with reason STOP; unset: never."""
     die_after_tokens: Annotated[int, Field(ge=0)] | None = None

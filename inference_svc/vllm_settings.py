@@ -3,11 +3,20 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from observability.settings import PositiveSeconds, SettingsPart
 
 Count = Annotated[int, Field(ge=1)]
+
+
+def _number(value: object) -> object:
+    """Environment and flags bring text, and a literal takes no number from it."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+BlockSize = Annotated[Literal[8, 16, 32, 64, 128], BeforeValidator(_number)]
+LoraRank = Annotated[Literal[8, 16, 32, 64, 128, 256], BeforeValidator(_number)]
 Quantization = Literal[
     "fp8", "fp8_per_tensor", "fp8_per_block", "int8_per_channel_weight_only", "mxfp8",
     "awq", "awq_marlin", "gptq", "gptq_marlin", "compressed-tensors", "modelopt", "modelopt_fp4",
@@ -51,9 +60,12 @@ class VllmSettings(SettingsPart):
     """Share of a GPU's memory for weights and KV cache."""
     cpu_kv_cache_gib: Count = 4
     """Memory for the KV cache on a CPU."""
+    kv_cache_mib: Count | None = None
+    """Memory for the KV cache, for an engine that shares its device; unset: what is left of
+    gpu_memory_utilization, and on a CPU cpu_kv_cache_gib."""
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] = "auto"
     """Of the KV cache; fp8 halves it."""
-    block_size: Literal[8, 16, 32, 64, 128] | None = None
+    block_size: BlockSize | None = None
     """Tokens in one KV block; unset: vLLM's choice for the device."""
     max_num_batched_tokens: Count | None = None
     """Tokens of one step; longer prompts are prefilled in several. Unset: vLLM's choice."""
@@ -83,7 +95,7 @@ class VllmSettings(SettingsPart):
     """Speculative decoding; unset: none."""
     adapters: dict[str, Path] = Field(default_factory=dict)
     """LoRA adapters: name in requests to folder."""
-    max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+    max_lora_rank: LoraRank = 16
     """Largest rank of an adapter."""
     max_top_logprobs: Annotated[int, Field(ge=0, le=100)] = 20
     """Most log-probabilities beside the chosen token's."""

@@ -27,6 +27,7 @@ AdmissionOutcome = Literal[
 HintOutcome = Literal[
     "given", "unknown_model", "no_tokenizer", "too_long", "busy", "late", "refused", "failed"
 ]
+Promise = Literal["kept", "short", "broken", "untold"]
 
 
 class GenerationMetrics:
@@ -245,6 +246,48 @@ class PrefixMetrics:
         """Record a prompt's blocks, of which some worker holds so many."""
         self._blocks.add(held_blocks, {names.PREFIX_HELD: True})
         self._blocks.add(prompt_blocks - held_blocks, {names.PREFIX_HELD: False})
+
+
+class RoutingMetrics:
+    """What the sidecar's hints were worth to the streams that ended well; for the router."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._streams = meter.create_counter(
+            names.ROUTING_STREAMS,
+            unit="{stream}",
+            description="Streams of workers, by whether there was a hint and its ids were sent on",
+        )
+        self._blocks = meter.create_counter(
+            names.ROUTING_PROMPT_BLOCKS,
+            unit="{block}",
+            description="Blocks of hinted prompts: held by the worker chosen, by another, by none",
+        )
+        self._promises = meter.create_counter(
+            names.ROUTING_PROMISES,
+            unit="{stream}",
+            description="Streams sent to a holder, by whether the engine found what it was to hold",
+        )
+
+    def routed(self, *, hinted: bool, token_ids: bool) -> None:
+        """Record one stream."""
+        hint = "given" if hinted else "none"
+        self._streams.add(1, {names.ROUTING_HINT: hint, names.ROUTING_TOKEN_IDS: token_ids})
+
+    def placed(self, here: int, elsewhere: int, nowhere: int) -> None:
+        """Record the blocks of one hinted prompt.
+
+        Args:
+            here: leading ones that the chosen worker was said to hold.
+            elsewhere: those beyond, that another one was said to hold.
+            nowhere: the rest.
+        """
+        for held, blocks in (("here", here), ("elsewhere", elsewhere), ("nowhere", nowhere)):
+            if blocks:
+                self._blocks.add(blocks, {names.ROUTING_HELD: held})
+
+    def promised(self, promise: Promise) -> None:
+        """Record what became of a hint that said the chosen worker held something."""
+        self._promises.add(1, {names.ROUTING_PROMISE: promise})
 
 
 class DroppedStoreMetrics:

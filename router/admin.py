@@ -172,4 +172,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             leases=worker.leases,
             epoch=worker.epoch,
             state_age=age,
+            kv_cache_usage=worker.load.kv_cache_usage,
+            kv_blocks=worker.load.kv_blocks,
+            prompt_tokens=worker.prompt_tokens,
+            cached_prompt_tokens=worker.cached_prompt_tokens,
         )

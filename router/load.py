@@ -28,8 +28,9 @@ class WorkerLoad:
         slots: sequences that can run there at once; 0: not known.
         most_slots: the same as last told: where it misses one report, its size is no less known.
         kv_tokens: tokens its KV cache can hold, as last told; 0: not known.
-        kv_usage: share of them in use, 0 to 1; None: not known.
         foreign_sequences: streams of others there.
+        kv_cache_usage: share of its KV blocks in use; None: it does not say.
+        kv_blocks: that its KV cache can hold; None: it does not say.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -40,8 +41,9 @@ class WorkerLoad:
         self.slots = 0
         self.most_slots = 0
         self.kv_tokens = 0
-        self.kv_usage: float | None = None
         self.foreign_sequences = 0
+        self.kv_cache_usage: float | None = None
+        self.kv_blocks: int | None = None
         self._foreign_queued = 0
         self._foreign_active = 0
         self._recent = 0.0
@@ -89,10 +91,12 @@ class WorkerLoad:
         """
         if report is None:
             self.slots = self.foreign_sequences = self._foreign_queued = self._foreign_active = 0
-            self.kv_usage = None
+            self.kv_cache_usage = self.kv_blocks = None
             return
+        said = report.HasField
+        self.kv_cache_usage = report.kv_cache_usage if said("kv_cache_usage") else None
+        self.kv_blocks = report.kv_blocks if said("kv_blocks") else None
         self.kv_tokens = report.kv_blocks * block_size
-        self.kv_usage = report.kv_cache_usage if report.HasField("kv_cache_usage") else None
         queued = report.waiting_prompt_tokens - self.pending_tokens
         self._foreign_queued = min(max(0, queued), max_foreign_tokens)
         sequences = report.running_sequences + report.waiting_sequences - leases

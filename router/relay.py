@@ -10,8 +10,10 @@ from typing import Protocol
 
 import grpc
 
+from observability.metrics import RoutingMetrics
 from router.attempts import Attempts
 from router.continuation import continued
+from router.hint_account import account
 from router.passage import Passage
 from router.pool import WorkerPool
 from router.prefix import PrefixHint
@@ -58,7 +60,9 @@ class Relay:
         limits: LimitSettings,
         routing: RoutingSettings,
         recovery: Recovery,
+        metrics: RoutingMetrics,
     ) -> None:
+        self._metrics = metrics
         self._pool = pool
         self._limits = limits
         self._routing = routing
@@ -102,14 +106,18 @@ class Relay:
             await attempts.may_go_on()
             with attempts.lease(None if to_idlest else prompt) as passage:
                 try:
-                    sent = continued(self._for_worker(passage.worker, ticket, hint), tape)
+                    request = self._for_worker(passage.worker, ticket, hint)
+                    sent = continued(request, tape)
                     await self._follow(passage, sent, context, attempts, deadline - loop.time())
                 except (Unavailable, Overloaded) as error:
                     failure = error
                     self._recovery.lost(passage, error)
                 else:
                     self._recovery.completed(passage)
-                    self._pool.learn(ticket.model, prompt, tape.finished[0].usage.prompt_tokens)
+                    usage = tape.finished[0].usage
+                    self._pool.learn(ticket.model, prompt, usage.prompt_tokens)
+                    has_ids = request is not ticket.request
+                    account(self._metrics, hint, passage.worker, usage, token_ids=has_ids)
                     return passage.worker
             await attempts.failed(failure)
 

@@ -15,6 +15,7 @@ from observability.listening import is_local
 from observability.metrics import (
     AdmissionMetrics,
     DroppedStoreMetrics,
+    RoutingMetrics,
     SpeculationMetrics,
     SplitMetrics,
 )
@@ -105,7 +106,8 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         if mesh is not None:
             stack.push_async_callback(mesh.aclose)
         await pool.wait_for_first_contact()
-        relay = Relay(pool, settings.limits, settings.routing, recovery)
+        routed = RoutingMetrics(telemetry.meter)
+        relay = Relay(pool, settings.limits, settings.routing, recovery, routed)
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
         shadows = Shadows(splits, relay, pool, settings.limits, clock)
@@ -134,7 +136,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             mesh,
         )
         admin = AdminServicer(
-            door, pool, desk, clock, Warmer(pool, clock), splits, admission, scaler
+            door, pool, desk, clock, Warmer(pool, cache, clock), splits, admission, scaler
         )
 
         def register(server: grpc.aio.Server) -> None:

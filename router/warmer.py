@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import grpc
 
+from router.cache_client import Cache, Miss
 from router.lease import Lease
 from router.pool import WorkerPool
 from router.prompt import RoutedPrompt
@@ -31,11 +32,13 @@ class Warmer:
 
     Args:
         pool: whose workers.
+        cache: says which of them hold how much of it.
         clock: monotonic seconds.
     """
 
-    def __init__(self, pool: WorkerPool, clock: Callable[[], float]) -> None:
+    def __init__(self, pool: WorkerPool, cache: Cache, clock: Callable[[], float]) -> None:
         self._pool = pool
+        self._cache = cache
         self._clock = clock
 
     async def warm(self, ticket: Ticket, workers: int) -> list[admin_pb2.WarmedWorker]:
@@ -52,7 +55,8 @@ class Warmer:
             raise NoHealthyWorker(f"no worker of {ticket.model.name} is ready")
         if not 1 <= workers <= ready:
             raise InvalidRequest(f"{workers}; may be 1 to {ready}, the ready ones", field="workers")
-        prompt = RoutedPrompt(ticket, None)
+        outcome = await self._cache.lookup(ticket)
+        prompt = RoutedPrompt(ticket, outcome.prefix if isinstance(outcome, Miss) else None)
         with ExitStack() as leases:
             held: list[Lease] = []
             for _ in range(workers):

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2_grpc
 from router.crowd import Crowd
 from router.load import WorkerLoad
 from router.model import ServedModel
-from sidecache.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
+from sidecache.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 
 class State(enum.Enum):
@@ -36,6 +36,8 @@ class Worker:
         load: of those streams and of others' there, in tokens.
         crowd: those streams themselves, of this router.
         heard_at: the clock's time of its last message on any of them.
+        prompt_tokens: of this router's streams that ended well there, in its present epoch.
+        cached_prompt_tokens: of those, found in its KV cache, as far as it says.
         tokenizer_fingerprint: with chat_template_fingerprint, which token ids it understands.
     """
 
@@ -60,6 +62,8 @@ class Worker:
         self.heard_at = clock()
         self.tokenizer_fingerprint = ""
         self.chat_template_fingerprint = ""
+        self.prompt_tokens = 0
+        self.cached_prompt_tokens = 0
         self._clock = clock
         self._state = State.CONNECTING
         self.state_since = clock()
@@ -87,6 +91,7 @@ class Worker:
         self.name = answer.worker or self.address
         if answer.epoch != self.epoch:
             self.load.restarts()
+            self.prompt_tokens = self.cached_prompt_tokens = 0
         self.epoch = answer.epoch
         self.block_size = answer.block_size
         self.tokenizer_fingerprint = answer.tokenizer_fingerprint
@@ -99,6 +104,11 @@ class Worker:
     def is_quiet(self, quiet_s: float) -> bool:
         """Whether it has streams and has sent nothing on any of them for this long."""
         return bool(self.leases) and self._clock() - self.heard_at > quiet_s
+
+    def served(self, usage: inference_pb2.Usage) -> None:
+        """Count the prompt of a stream that ended well."""
+        self.prompt_tokens += usage.prompt_tokens
+        self.cached_prompt_tokens += usage.cached_prompt_tokens
 
     @property
     def is_full(self) -> bool:

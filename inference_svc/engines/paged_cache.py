@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf
 
-from inference_svc.kv_events import BlocksRemoved, BlocksStored, KvListener
+from inference_svc.kv_events import BlocksRemoved, BlocksStored, CacheCleared, KvListener
 
 _NORMAL = 0
 
@@ -130,6 +130,20 @@ class PagedCache:
             if block.until < inf and not block.has_alarm:
                 block.has_alarm = True
                 heappush(self._alarms, (block.until, -block.depth, name))
+
+    def clear(self, tell: KvListener) -> bool:
+        """Forget every block, unless one is in use; whether it did.
+
+        Args:
+            tell: hears of it.
+        """
+        if self.pinned:
+            return False
+        self._blocks.clear()
+        self._idle = {_NORMAL: OrderedDict()}
+        self._alarms.clear()
+        tell(CacheCleared())
+        return True
 
     def _evict(self, evicted: list[int]) -> bool:
         """Free one block; False: all are pinned."""

@@ -35,12 +35,13 @@ def scripted_text(token: int) -> str:
     return _WORDS[token]
 
 
-def prompt_seed(prompt_token_ids: Sequence[int]) -> int:
+def prompt_seed(prompt_token_ids: Sequence[int], adapter: str = "") -> int:
     """The seed of a request that brings none.
 
-    The first 8 bytes, big endian, of the BLAKE2b of the ids as little-endian uint32.
+    The first 8 bytes, big endian, of the BLAKE2b of the ids as little-endian uint32 and
+    the adapter's name as UTF-8.
     """
-    packed = struct.pack(f"<{len(prompt_token_ids)}I", *prompt_token_ids)
+    packed = struct.pack(f"<{len(prompt_token_ids)}I", *prompt_token_ids) + adapter.encode()
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest())
 
 

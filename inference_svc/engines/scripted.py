@@ -92,6 +92,7 @@ class ScriptedEngine:
                 cache_salt=True,
                 retention=True,
             ),
+            adapters=self._settings.adapters,
         )
 
     def listen_kv(self, listener: KvListener) -> None:
@@ -169,6 +170,10 @@ class ScriptedEngine:
         """The request's KV blocks, those pinned that are cached."""
         return SequenceBlocks(self._cache, self._settings.block_size, request, self._tell_kv)
 
+    def forget_prefixes(self) -> bool:
+        """Empty the KV cache, unless a request uses it; whether it did."""
+        return self._cache.clear(self._tell_kv)
+
     def prefill_turn(self, tokens: int) -> Slot:
         """A place in the row of prompts that are prefilled one after another."""
         return self._prefills.request(1, tokens)
@@ -198,9 +203,11 @@ class ScriptedEngine:
 
     def _check(self, request: GenerationRequest) -> None:
         self.raise_if_dead()
-        if request.adapter:
+        adapters = self._settings.adapters
+        if request.adapter and request.adapter not in adapters:
             raise NotFound(
-                f"adapter {request.adapter!r} is not known; this worker has none",
+                f"adapter {request.adapter!r} is not known; "
+                f"this worker has {', '.join(adapters) or 'none'}",
                 kind="adapter",
                 name=request.adapter,
             )

@@ -66,7 +66,8 @@ class ScriptedStream:
         self._with_logprobs = request.logprobs is not None
         # As for any engine: greedy decoding has nothing to seed.
         seed = request.sampling.seed if request.sampling.temperature > 0 else None
-        self._seed = prompt_seed(request.prompt_token_ids) if seed is None else seed
+        ids = request.prompt_token_ids
+        self._seed = prompt_seed(ids, request.adapter) if seed is None else seed
         self._script = script = Script(in_bytes=settings.vocabulary == "bytes")
         self._choices = deque(
             Choice(index, script.decoder(), request.stop) for index in range(request.n)

@@ -43,7 +43,9 @@ def prepare_environment(settings: VllmSettings) -> None:
     """Set what vLLM reads from the environment; before the first :func:`import_vllm`."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kv_cache_gib))
+    if settings.kv_cache_mib is None:
+        # Where it is set, it counts for more than what the engine is told.
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kv_cache_gib))
     os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(settings.load_timeout_s))
     if settings.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
@@ -142,6 +144,8 @@ def _engine_arguments(
         # Sampling parameters come from the request and from nowhere else.
         "generation_config": "vllm",
     }
+    if settings.kv_cache_mib is not None:
+        given["kv_cache_memory_bytes"] = settings.kv_cache_mib << 20
     if settings.distributed_executor != "auto":
         given["distributed_executor_backend"] = settings.distributed_executor
     if settings.adapters:

@@ -76,7 +76,7 @@ class Scaler:
         arrived = max(0, asked - self._asked.get(name, 0))
         self._asked[name] = asked
         rate = self._rates.setdefault(name, ArrivalRate(self._settings.rate_tau_s))
-        usages = [w.load.kv_usage for w in ready if w.load.kv_usage is not None]
+        usages = [w.load.kv_cache_usage for w in ready if w.load.kv_cache_usage is not None]
         sizes = [w.load.most_slots for w in ready]
         return Demand(
             workers=len(ready),

@@ -116,6 +116,10 @@ class WorkerStatus(_message.Message):
     LEASES_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     STATE_AGE_FIELD_NUMBER: _builtins.int
+    KV_CACHE_USAGE_FIELD_NUMBER: _builtins.int
+    KV_BLOCKS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     address: _builtins.str
     state: Global___WorkerState.ValueType
@@ -125,6 +129,16 @@ class WorkerStatus(_message.Message):
     leases: _builtins.int
     """Streams this router has there now."""
     epoch: _builtins.str
+    kv_cache_usage: _builtins.float
+    """Share of its KV blocks in use, 0 to 1, and how many it can hold, by its last load
+    report. Unset: it does not say, or is not asked because its model has no other worker.
+    """
+    kv_blocks: _builtins.int
+    prompt_tokens: _builtins.int
+    """Prompt tokens of this router's streams that ended well there since it was started, and
+    of those the ones it found in its KV cache, as far as its engine says.
+    """
+    cached_prompt_tokens: _builtins.int
     @_builtins.property
     def state_age(self) -> _duration_pb2.Duration:
         """Since the last change of state."""
@@ -141,12 +155,23 @@ class WorkerStatus(_message.Message):
         leases: _builtins.int = ...,
         epoch: _builtins.str = ...,
         state_age: _duration_pb2.Duration | None = ...,
+        kv_cache_usage: _builtins.float | None = ...,
+        kv_blocks: _builtins.int | None = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_prompt_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["state_age", b"state_age"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_blocks", b"_kv_blocks", "_kv_cache_usage", b"_kv_cache_usage", "kv_blocks", b"kv_blocks", "kv_cache_usage", b"kv_cache_usage", "state_age", b"state_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "engine", b"engine", "epoch", b"epoch", "leases", b"leases", "model", b"model", "model_revision", b"model_revision", "state", b"state", "state_age", b"state_age", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_blocks", b"_kv_blocks", "_kv_cache_usage", b"_kv_cache_usage", "address", b"address", "cached_prompt_tokens", b"cached_prompt_tokens", "engine", b"engine", "epoch", b"epoch", "kv_blocks", b"kv_blocks", "kv_cache_usage", b"kv_cache_usage", "leases", b"leases", "model", b"model", "model_revision", b"model_revision", "prompt_tokens", b"prompt_tokens", "state", b"state", "state_age", b"state_age", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__kv_blocks: _TypeAlias = _typing.Literal["kv_blocks"]  # noqa: Y015
+    _WhichOneofArgType__kv_blocks: _TypeAlias = _typing.Literal["_kv_blocks", b"_kv_blocks"]  # noqa: Y015
+    _WhichOneofReturnType__kv_cache_usage: _TypeAlias = _typing.Literal["kv_cache_usage"]  # noqa: Y015
+    _WhichOneofArgType__kv_cache_usage: _TypeAlias = _typing.Literal["_kv_cache_usage", b"_kv_cache_usage"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_blocks) -> _WhichOneofReturnType__kv_blocks | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_cache_usage) -> _WhichOneofReturnType__kv_cache_usage | None: ...
 
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
 

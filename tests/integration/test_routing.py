@@ -14,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from inference_svc.engine import GenerationRequest
 from inference_svc.engines.scripted import prompt_seed, scripted_token
 from observability.channel import open_channel
+from observability.metrics import RoutingMetrics
 from observability.settings import ChannelSettings
 from router.dispatch import Dispatcher
 from router.model import ServedModel
@@ -117,7 +118,8 @@ async def relay_to(
         await pool.wait_for_first_contact()
         outliers = Outliers(OutlierSettings(), clock)
         recovery = Recovery(RetrySettings(), QuarantineSettings(), outliers, telemetry.meter, clock)
-        yield Relay(pool, LimitSettings(), settings, recovery), pool, pool.model("")
+        metrics = RoutingMetrics(telemetry.meter)
+        yield Relay(pool, LimitSettings(), settings, recovery, metrics), pool, pool.model("")
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

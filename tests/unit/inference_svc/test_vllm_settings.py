@@ -42,6 +42,11 @@ def test_they_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("SIDECACHE_WORKER_ENGINE", "vllm")
     monkeypatch.setenv("SIDECACHE_WORKER_VLLM__TENSOR_PARALLEL", "2")
     monkeypatch.setenv("SIDECACHE_WORKER_VLLM__ADAPTERS", '{"law": "/models/law"}')
+    monkeypatch.setenv("SIDECACHE_WORKER_VLLM__BLOCK_SIZE", "32")
+    monkeypatch.setenv("SIDECACHE_WORKER_VLLM__MAX_LORA_RANK", "64")
+    monkeypatch.setenv("SIDECACHE_WORKER_VLLM__KV_CACHE_MIB", "512")
     settings = WorkerSettings()
     assert settings.vllm.tensor_parallel == 2
+    assert (settings.vllm.block_size, settings.vllm.max_lora_rank) == (32, 64)
+    assert settings.vllm.kv_cache_mib == 512
     assert settings.vllm.adapters == {"law": Path("/models/law")}

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from inference_svc.engines.paged_cache import PagedCache
-from inference_svc.kv_events import BlocksRemoved, BlocksStored, KvEvent
+from inference_svc.kv_events import BlocksRemoved, BlocksStored, CacheCleared, KvEvent
 
 CAPACITY = 6
 
@@ -174,3 +174,17 @@ def test_where_everything_is_in_use_nothing_is_stored() -> None:
     assert list(cache.store(chain(2, 2), None, 0, lambda _: None)) == []
     cache.unpin(pinned)
     assert served(cache, 1, 1) == 2
+
+
+def test_a_cache_in_use_is_not_emptied() -> None:
+    """It is emptied as a whole and says so, or keeps everything and says nothing."""
+    cache = PagedCache(4, lambda: 0.0)
+    told: list[KvEvent] = []
+    held = cache.store([1, 2, 3], None, 0, told.append)
+    assert not cache.clear(told.append)
+    assert cache.match([1, 2, 3]) == 3
+    cache.unpin(held)
+    assert cache.clear(told.append)
+    assert told == [BlocksStored((1, 2, 3)), CacheCleared()]
+    assert (len(cache), cache.match([1])) == (0, 0)
+    assert cache.store([1, 2, 3, 4, 5], None, 0, told.append) == [1, 2, 3, 4]
