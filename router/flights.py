@@ -9,6 +9,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 
+from router.cache_client import Miss
 from router.flight import Flight
 from router.flight_readers import Joined
 from router.relay import Reader
@@ -20,6 +21,8 @@ from sidecache.errors import NotFound
 Generate = Callable[[Reader], Awaitable[None]]
 
 _NAME_SHOWN = 128
+# An answer is found in the cache so long after its stream has ended.
+_STORED_S = 0.05
 
 
 class Flights:
@@ -56,20 +59,20 @@ class Flights:
         """Take new settings; flights under way stay."""
         self._settings, self._reader_stall_s = settings, reader_stall_s
 
-    def to_join(self, ticket: Ticket, *, has_missed: bool = False) -> Flight | None:
+    def to_join(self, ticket: Ticket, missed: Miss | None = None) -> Flight | None:
         """The flight whose answer is this request's too, if there is one.
 
         Args:
             ticket: the request.
-            has_missed: the cache was asked and gave no answer. One that has just ended
-                will do then: its answer is on its way there.
+            missed: the cache was asked and gave no answer. One that has ended since will do
+                then: its answer was on its way there.
         """
         if not self._shared or ticket.key is None or not ticket.may_look_up:
             return None
         flight = self._shared.get(ticket.key.exact)
         if flight is None or not flight.may_be_joined or not _suits(flight, ticket):
             return None
-        if flight.is_over and not (has_missed and self._is_fresh(flight)):
+        if flight.is_over and not self._is_fresh(flight, ticket, missed):
             return None
         return flight if flight.readers < self._settings.max_readers else None
 
@@ -158,7 +161,12 @@ class Flights:
         while self._kept:
             self._drop(*self._kept.popitem())
 
-    def _is_fresh(self, flight: Flight) -> bool:
+    def _is_fresh(self, flight: Flight, ticket: Ticket, missed: Miss | None) -> bool:
+        if missed is None or not missed.was_looked_up:
+            return False
+        if missed.is_told and ticket.opened_at > flight.ended_at + _STORED_S:
+            # Stored, and gone again: invalidated, perhaps.
+            return False
         return self._loop_time() - flight.ended_at <= self._settings.linger_s
 
     @staticmethod

@@ -93,8 +93,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 case Miss() if ticket.only_if_cached:
                     raise NotCached("no stored answer, and only-if-cached was asked for")
                 case Miss():
-                    missed = outcome.was_looked_up
-                    if not await self._read_along(ticket, account, context, has_missed=missed):
+                    if not await self._read_along(ticket, account, context, outcome):
                         await self._generate(ticket, outcome, account, context)
 
     async def _look_up(
@@ -114,10 +113,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return outcome
 
     async def _read_along(
-        self, ticket: Ticket, account: Account, context: Context, *, has_missed: bool = False
+        self, ticket: Ticket, account: Account, context: Context, missed: Miss | None = None
     ) -> bool:
         """Take part in the generation under way for the same question, if there is one."""
-        flight = self._flights.to_join(ticket, has_missed=has_missed)
+        flight = self._flights.to_join(ticket, missed)
         if flight is None:
             return False
         account.coalesced(flight.tape, flight.span)

@@ -195,8 +195,8 @@ class FlightSettings(SettingsPart):
     tenant's running streams at another."""
     remote_wait_s: PositiveSeconds = 0.25
     """Another router that does not answer for so long is not waited for."""
-    linger_s: Seconds = 0.25
-    """An ended stream is shared for so long: its answer is on its way to the cache."""
+    linger_s: Seconds = 2.0
+    """An ended stream is shared for so long with who asked before its answer was stored."""
     max_lingering: Annotated[int, Field(ge=0)] = 512
     """Ended streams that are still shared."""
     max_linger_bytes: Annotated[int, Field(ge=0)] = 32 << 10

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.cache_client import Miss
 from router.flight import Flight
 from router.flight_log import FlightLog
 from router.flights import Flights
@@ -322,13 +323,16 @@ async def test_an_ended_stream_is_shared_until_its_answer_is_stored() -> None:
     flights, generation = make_flights(linger_s=60), Generation()
     await ask(flights, generation, "leader", Listener())
     assert flights.to_join(ticket("early")) is None
-    flight = flights.to_join(ticket("missed"), has_missed=True)
+    flight = flights.to_join(ticket("missed"), Miss("absent"))
     assert flight
     late = Listener()
     await flights.join(flight, ticket("missed"), late)
     assert late.ids == list(range(TOKENS))
+    after = replace(ticket("after"), opened_at=flight.ended_at + 1)
+    assert flights.to_join(after, Miss("absent")) is None
+    assert flights.to_join(after, Miss("unavailable")) is flight
     flight.ended_at -= 61
-    assert flights.to_join(ticket("too late"), has_missed=True) is None
+    assert flights.to_join(ticket("too late"), Miss("absent")) is None
 
 
 async def test_what_is_kept_for_the_lost_is_bounded_in_bytes() -> None:
