@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from inference_svc.remote_settings import RemoteSettings
 from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings
 from inference_svc.vllm_settings import VllmSettings
 from observability.settings import (
@@ -80,14 +81,14 @@ class WorkerSettings(BaseSettings):
     """Where its traces, metrics and logs go."""
     name: Annotated[str, Field(min_length=1)] = "worker"
     """What the worker calls itself in `started` and to routers."""
-    engine: Literal["openvino", "scripted", "vllm", "tensorrt_llm"] = "openvino"
+    engine: Literal["openvino", "scripted", "vllm", "tensorrt_llm", "remote"] = "openvino"
     """What generates the tokens."""
     model_name: str = ""
     """What requests call the model. Empty: smollm2-135m-instruct, scripted, or
     the folder's name."""
     model_path: Path | None = None
-    """A GGUF file; for vllm and tensorrt_llm a Hugging Face folder. Unset: what `sidecache pull`
-    fetched."""
+    """A GGUF file; for vllm and tensorrt_llm a Hugging Face folder; for remote either, of which
+    the tokenizer is read. Unset: what `sidecache pull` fetched."""
     max_sequences: Count = 16
     """Sequences generated at once."""
     max_waiting: Annotated[int, Field(ge=0)] = 64
@@ -114,3 +115,5 @@ class WorkerSettings(BaseSettings):
     """Of the vLLM engine."""
     tensorrt_llm: TensorRtLlmSettings = TensorRtLlmSettings()
     """Of the TensorRT-LLM engine."""
+    remote: RemoteSettings = RemoteSettings()
+    """Of the remote engine."""
