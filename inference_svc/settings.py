@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from inference_svc.openvino_settings import OpenVinoSettings
 from inference_svc.remote_settings import RemoteSettings
 from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings
 from inference_svc.vllm_settings import VllmSettings
@@ -18,6 +19,9 @@ from observability.settings import (
 )
 
 Count = Annotated[int, Field(ge=1)]
+
+
+__all__ = ["OpenVinoSettings", "ScriptedSettings", "WorkerSettings"]
 
 
 class ScriptedSettings(SettingsPart):
@@ -45,25 +49,6 @@ class ScriptedSettings(SettingsPart):
     """The engine hangs as soon as a stream has this many tokens."""
 
 
-class OpenVinoSettings(SettingsPart):
-    """The OpenVINO GenAI engine on this machine's CPU."""
-
-    cache_gib: Count = 1
-    """Memory for the KV cache."""
-    kv_blocks: Annotated[int, Field(ge=0)] = 0
-    """Blocks of the KV cache, instead of cache_gib; 0: as many as fit that."""
-    inference_threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of one step; 0: as many as OpenVINO likes."""
-    max_num_batched_tokens: Count = 256
-    """Tokens of one step; a longer prompt is prefilled in several (chunked prefill)."""
-    load_timeout_s: PositiveSeconds = 120.0
-    """Longest time to load the model and warm up."""
-    prefix_min_tokens: Count = 64
-    """A request waits for another's prefill if they share at least this many first tokens."""
-    prefix_max_hold_s: Seconds = 10.0
-    """Longest time it waits for that."""
-
-
 class WorkerSettings(BaseSettings):
     """One worker: where it serves, and what."""
 
@@ -87,8 +72,8 @@ class WorkerSettings(BaseSettings):
     """What requests call the model. Empty: smollm2-135m-instruct, scripted, or
     the folder's name."""
     model_path: Path | None = None
-    """A GGUF file; for vllm and tensorrt_llm a Hugging Face folder; for remote either, of which
-    the tokenizer is read. Unset: what `sidecache pull` fetched."""
+    """A GGUF file, for openvino also a folder with an OpenVINO model; for vllm and
+    tensorrt_llm a Hugging Face folder; for remote a file or folder, of which the tokenizer is read. Unset: what `sidecache pull` fetched."""
     max_sequences: Count = 16
     """Sequences generated at once."""
     max_waiting: Annotated[int, Field(ge=0)] = 64

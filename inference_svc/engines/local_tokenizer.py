@@ -8,7 +8,7 @@ from inference_svc.byte_level import ByteLevelDecoder
 from inference_svc.choice import TextDecoder
 from inference_svc.engine import Chat
 from inference_svc.engines.checkpoint import read_checkpoint
-from inference_svc.engines.gguf import read_gguf
+from inference_svc.engines.gguf import GgufFile, read_gguf
 from inference_svc.engines.gguf_tokenizer import GgufTokenizer
 from inference_svc.engines.hf_tokenizer import HfTokenizer
 
@@ -54,7 +54,7 @@ def read_tokenizer(path: Path) -> LocalTokenizer:
     Raises:
         SetupError: a file is missing or broken.
     """
-    return _of_folder(path) if path.is_dir() else _of_gguf(path)
+    return _of_folder(path) if path.is_dir() else tokenizer_of(read_gguf(path))
 
 
 def _of_folder(path: Path) -> LocalTokenizer:
@@ -72,8 +72,8 @@ def _of_folder(path: Path) -> LocalTokenizer:
     )
 
 
-def _of_gguf(path: Path) -> LocalTokenizer:
-    model = read_gguf(path)
+def tokenizer_of(model: GgufFile) -> LocalTokenizer:
+    """The tokenizer of a file that was read already."""
     tokenizer = GgufTokenizer(model)
     return LocalTokenizer(
         len(tokenizer.vocabulary),

@@ -31,8 +31,8 @@ from inference_svc.engines.checkpoint import Checkpoint, read_checkpoint
 from inference_svc.engines.engine_stderr import EngineStderr
 from inference_svc.engines.gpu_memory import GpuMeter
 from inference_svc.engines.hf_tokenizer import HfTokenizer
-from inference_svc.engines.vllm_blocks import BlockNames
 from inference_svc.engines.sequence_stream import SequenceStream, Step
+from inference_svc.engines.vllm_blocks import BlockNames
 from inference_svc.grammar import check_grammar
 from inference_svc.kv_events import KvListener, ignore
 from inference_svc.slots import Slots
