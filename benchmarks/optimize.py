@@ -210,7 +210,8 @@ def _row(result: Result) -> str:
     return (
         f"{result.setting:20} {result.tok_s_1:7.1f} {result.tok_s_8:7.1f} tok/s "
         f"ttft {result.ttft_p50_ms:7.1f} ms  rss {result.peak_mb:6.0f} MB  "
-        f"kv {result.kv_tokens or 0:7d}  same {result.same_answers:4.0%} {result.same_prefix:4.0%}  "
+        f"kv {result.kv_tokens or 0:7d}  "
+        f"same {result.same_answers:4.0%} {result.same_prefix:4.0%}  "
         f"{result.tokens_per_step:4.2f} tok/step {accepted}"
     )
 

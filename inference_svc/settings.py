@@ -72,8 +72,9 @@ class WorkerSettings(BaseSettings):
     """What requests call the model. Empty: smollm2-135m-instruct, scripted, or
     the folder's name."""
     model_path: Path | None = None
-    """A GGUF file, for openvino also a folder with an OpenVINO model; for vllm and
-    tensorrt_llm a Hugging Face folder; for remote a file or folder, of which the tokenizer is read. Unset: what `sidecache pull` fetched."""
+    """A GGUF file, or for openvino a folder with an OpenVINO model; for vllm and tensorrt_llm a
+    Hugging Face folder; for remote a GGUF file or a folder, of which the tokenizer is read.
+    Unset: what `sidecache pull` fetched."""
     max_sequences: Count = 16
     """Sequences generated at once."""
     max_waiting: Annotated[int, Field(ge=0)] = 64

@@ -321,7 +321,7 @@ class RemoteEngine:
             )
         if request.guided is not None:
             check_grammar(request.guided)
-        self._dialect.extra(request)
+        self._dialect.more_fields(request)
 
     def _describe(self, listed: Event, owner: str) -> ModelFacts:
         dialect, settings = self._dialect, self._settings

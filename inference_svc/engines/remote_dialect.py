@@ -40,7 +40,7 @@ class Dialect(Protocol):
     knows_top_k: bool
     knows_salt: bool
 
-    def extra(self, request: GenerationRequest) -> Fields:
+    def more_fields(self, request: GenerationRequest) -> Fields:
         """Fields of the request beyond OpenAI's.
 
         Raises:
@@ -57,7 +57,7 @@ class Vllm:
     name = "vllm"
     tells_ids = knows_logprobs = knows_guided = knows_top_k = knows_salt = True
 
-    def extra(self, request: GenerationRequest) -> Fields:
+    def more_fields(self, request: GenerationRequest) -> Fields:
         sampling = request.sampling
         fields: Fields = {
             "return_token_ids": True,
@@ -98,7 +98,7 @@ class LlamaCpp:
     def __init__(self, words: Words) -> None:
         self._words = words
 
-    def extra(self, request: GenerationRequest) -> Fields:
+    def more_fields(self, request: GenerationRequest) -> Fields:
         sampling = request.sampling
         fields: Fields = {
             "logprobs": 1,
@@ -142,7 +142,7 @@ class OpenAi:
     def __init__(self, words: Words) -> None:
         self._words = words
 
-    def extra(self, request: GenerationRequest) -> Fields:
+    def more_fields(self, request: GenerationRequest) -> Fields:
         if request.sampling.top_k:
             raise InvalidRequest("this remote server may not know it", field="sampling.top_k")
         if request.sampling.repetition_penalty != 1:
@@ -174,8 +174,7 @@ def completion_body(
 ) -> Fields:
     """A request for one choice; stop strings are ours to find.
 
-    Args:
-        done: tokens of the answer that ``prompt`` ends with.
+    ``prompt`` ends with ``done`` tokens of the answer.
     """
     sampling = request.sampling
     body: Fields = {
@@ -191,7 +190,7 @@ def completion_body(
     if sampling.temperature > 0:
         # Servers keep it in 32 bits, some with a sign.
         body |= {"top_p": sampling.top_p, "seed": seed % 2**31}
-    return body | dialect.extra(request)
+    return body | dialect.more_fields(request)
 
 
 def read_step(dialect: Dialect, event: Fields, logprobs: bool) -> Step:

@@ -172,7 +172,6 @@ _ENGINES = {
     "openvino": "openvino_genai",
     "vllm": "vllm",
     "tensorrt_llm": "tokenizers",
-    "remote": "xllamacpp",
 }
 INSTALLED = [name for name, package in _ENGINES.items() if importlib.util.find_spec(package)]
 

@@ -41,7 +41,7 @@ def prune(
     model = read_model(source)
     before, influence = block_influence(model, ids)
     # The first layer makes the stream that all others add to, the last feeds the output.
-    inner = [each for each in range(1, len(influence) - 1)]
+    inner = range(1, len(influence) - 1)
     if not 0 <= drop <= len(inner):
         raise SetupError(f"--drop-layers {drop} is not between 0 and {len(inner)}")
     dropped = sorted(sorted(inner, key=lambda each: influence[each])[:drop])
