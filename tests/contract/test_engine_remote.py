@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from inference_svc.engine import Continuation, FinishReason, Guided, Sampling
+from inference_svc.engines.remote import RemoteEngine
 from inference_svc.remote_settings import RemoteSettings
 from sidecache.errors import EngineFailed, InvalidRequest, Overloaded, SetupError, SidecacheError
 from tests.contract.engines import Subject
@@ -27,13 +28,19 @@ QUESTION = "Write a short poem about the sea."
 
 
 @asynccontextmanager
-async def faulty(path: Path, **settings: object) -> AsyncIterator[tuple[FaultyServer, Subject]]:
-    """A server that behaved while the engine loaded."""
+async def faulty(
+    path: Path, limits: dict[str, float] | None = None, **settings: object
+) -> AsyncIterator[tuple[FaultyServer, Subject]]:
+    """A server that behaved while the engine loaded; ``limits`` hold only after that."""
     values: dict[str, object] = {"probe_interval_s": 60}
     async with (
         faulty_server() as server,
         remote(server.base_url, path, **values | settings) as subject,
     ):
+        assert isinstance(subject.engine, RemoteEngine)
+        http = subject.engine._server
+        assert http is not None
+        http._settings = http._settings.model_copy(update=limits or {})
         yield server, subject
 
 
@@ -64,21 +71,21 @@ HANGS = {
 
 
 @pytest.mark.parametrize("hang", HANGS)
-async def test_a_server_that_hangs_is_given_up(smollm2_path: Path, hang: str) -> None:
+async def test_a_server_that_hangs_is_given_up(checkpoint_folder: Path, hang: str) -> None:
     """The first token and each later one have a limit, after which the stream fails."""
-    limits = {"first_token_timeout_s": 1.5, "token_timeout_s": 1.5}
-    async with faulty(smollm2_path, **limits) as (server, subject):
+    limits = {"first_token_timeout_s": 0.3, "token_timeout_s": 0.3}
+    async with faulty(checkpoint_folder, limits) as (server, subject):
         server.completion = HANGS[hang]
-        with pytest.raises(EngineFailed, match=r"was silent for 1\.5 s"):
+        with pytest.raises(EngineFailed, match=r"was silent for 0\.3 s"):
             await subject.ask(QUESTION)
         assert subject.engine.load_figures().running_sequences == 0
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-async def test_a_broken_stream_is_the_engines_fault(smollm2_path: Path, fault: str) -> None:
+async def test_a_broken_stream_is_the_engines_fault(checkpoint_folder: Path, fault: str) -> None:
     """Whatever the server does wrong ends as EngineFailed: another worker may serve it."""
     behaviour, reason = BROKEN[fault]
-    async with faulty(smollm2_path) as (server, subject):
+    async with faulty(checkpoint_folder) as (server, subject):
         server.completion = behaviour
         with pytest.raises(EngineFailed, match=reason):
             await subject.ask(QUESTION)
@@ -87,9 +94,9 @@ async def test_a_broken_stream_is_the_engines_fault(smollm2_path: Path, fault: s
         assert (await subject.ask(QUESTION)).text() == "The sea is blue"
 
 
-async def test_a_refusal_is_the_callers(smollm2_path: Path) -> None:
+async def test_a_refusal_is_the_callers(checkpoint_folder: Path) -> None:
     """400 is an invalid request; the engine stays."""
-    async with faulty(smollm2_path) as (server, subject):
+    async with faulty(checkpoint_folder) as (server, subject):
         server.completion = refuse(400)
         with pytest.raises(InvalidRequest, match="for a reason"):
             await subject.ask(QUESTION)
@@ -101,20 +108,20 @@ async def test_a_refusal_is_the_callers(smollm2_path: Path) -> None:
                             (b"retry-after: 1e9\r\n", 60), (b"retry-after: nan\r\n", 1)],
 )  # fmt: skip
 async def test_a_busy_server_says_when_to_come_back(
-    smollm2_path: Path, status: int, header: bytes, seconds: float
+    checkpoint_folder: Path, status: int, header: bytes, seconds: float
 ) -> None:
     """429 and 503 are Overloaded with the server's own time, within bounds."""
-    async with faulty(smollm2_path) as (server, subject):
+    async with faulty(checkpoint_folder) as (server, subject):
         server.completion = refuse(status, header)
         with pytest.raises(Overloaded) as refused:
             await subject.ask(QUESTION)
         assert refused.value.retry_after_s == seconds
 
 
-async def test_a_silent_server_ends_the_engine(smollm2_path: Path) -> None:
+async def test_a_silent_server_ends_the_engine(checkpoint_folder: Path) -> None:
     """Probes that find nobody make the engine fail, with or without requests."""
     settings = {"probe_interval_s": 0.05, "probe_timeout_s": 0.1, "max_failed_probes": 2}
-    async with faulty(smollm2_path, **settings) as (server, subject):
+    async with faulty(checkpoint_folder, **settings) as (server, subject):
         server.models = None
         async with asyncio.timeout(10):
             failure = await subject.engine.wait_failed()
@@ -123,34 +130,34 @@ async def test_a_silent_server_ends_the_engine(smollm2_path: Path) -> None:
             await subject.ask(QUESTION)
 
 
-async def test_a_model_that_is_gone_ends_the_engine(smollm2_path: Path) -> None:
+async def test_a_model_that_is_gone_ends_the_engine(checkpoint_folder: Path) -> None:
     """A server that now serves something else is not used any more."""
-    async with faulty(smollm2_path, probe_interval_s=0.05) as (server, subject):
+    async with faulty(checkpoint_folder, probe_interval_s=0.05) as (server, subject):
         server.models = ["other"]
         async with asyncio.timeout(10):
             failure = await subject.engine.wait_failed()
         assert "no model 'smollm2', only other" in failure.text
 
 
-async def test_a_wrong_model_is_told_at_the_start(smollm2_path: Path) -> None:
+async def test_a_wrong_model_is_told_at_the_start(checkpoint_folder: Path) -> None:
     """The names that the server has are in the error."""
     async with faulty_server() as server:
         server.models = ["a", "b"]
         with pytest.raises(SetupError, match="no model 'smollm2', only a, b"):
-            async with remote(server.base_url, smollm2_path):
+            async with remote(server.base_url, checkpoint_folder):
                 pass
 
 
-async def test_nobody_there_is_told_at_the_start(smollm2_path: Path) -> None:
+async def test_nobody_there_is_told_at_the_start(checkpoint_folder: Path) -> None:
     """The wait for a server ends, and says what was missing."""
     with pytest.raises(SetupError, match=r"no remote server within 0.2 s: .*base_url"):
-        async with remote("http://127.0.0.1:9/v1", smollm2_path, load_timeout_s=0.2):
+        async with remote("http://127.0.0.1:9/v1", checkpoint_folder, load_timeout_s=0.2):
             pass
 
 
-async def test_text_alone_has_exact_text(smollm2_path: Path) -> None:
+async def test_text_alone_has_exact_text(checkpoint_folder: Path) -> None:
     """Of a server that tells no ids, ids are made that read as its text."""
-    async with faulty(smollm2_path) as (server, subject):
+    async with faulty(checkpoint_folder) as (server, subject):
         text = "Größe 日本 😀"
         server.completion = say(HEADERS, event(text), event("", "stop"), b"data: [DONE]\n\n")
         answer = await subject.ask(QUESTION)
@@ -162,17 +169,17 @@ async def test_text_alone_has_exact_text(smollm2_path: Path) -> None:
         assert "top_k" not in body
 
 
-async def test_what_text_servers_may_not_know_is_refused(smollm2_path: Path) -> None:
+async def test_what_text_servers_may_not_know_is_refused(checkpoint_folder: Path) -> None:
     """A sampling parameter that might be ignored is refused instead."""
-    async with faulty(smollm2_path) as (_, subject):
+    async with faulty(checkpoint_folder) as (_, subject):
         with pytest.raises(InvalidRequest, match=r"sampling\.top_k"):
             await subject.ask(QUESTION, sampling=Sampling(temperature=1, top_k=5))
 
 
-async def test_a_key_is_sent_and_never_told(smollm2_path: Path, tmp_path: Path) -> None:
+async def test_a_key_is_sent_and_never_told(checkpoint_folder: Path, tmp_path: Path) -> None:
     """A missing key file is a SetupError that names it."""
     with pytest.raises(SetupError, match="api_key_file"):
-        async with remote("http://127.0.0.1:9", smollm2_path, api_key_file=tmp_path / "none"):
+        async with remote("http://127.0.0.1:9", checkpoint_folder, api_key_file=tmp_path / "none"):
             pass
 
 

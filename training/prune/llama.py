@@ -59,7 +59,7 @@ class Llama:
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         mixed = np.einsum("hqk,khd->qhd", weights, value, optimize=True)
-        return mixed.reshape(len(query), -1)
+        return np.asarray(mixed.reshape(len(query), -1), np.float32)
 
     def _rotate(self, vectors: Array) -> Array:
         """RoPE (Su et al., 2021) on neighbouring pairs, as ggml stores them."""
