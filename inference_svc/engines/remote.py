@@ -325,7 +325,8 @@ class RemoteEngine:
 
     def _describe(self, listed: Event, owner: str) -> ModelFacts:
         dialect, settings = self._dialect, self._settings
-        meta = listed.get("meta") if isinstance(listed.get("meta"), dict) else {}
+        meta = listed.get("meta")
+        meta = meta if isinstance(meta, dict) else {}
         told = [listed.get("max_model_len"), meta.get("n_ctx"), meta.get("n_ctx_train")]
         context = settings.context_length or next((x for x in told if isinstance(x, int)), None)
         if context is None:
