@@ -73,7 +73,7 @@ class WatchedEngine(OpenVinoEngine):
         if event["stepped"]:
             self.steps += 1
         super()._stepped(event)
-        if event["stepped"]:
+        if event["stepped"] and self._blocks is not None:
             reported = round(event["kv_cache_usage"] * self._blocks.capacity)
             self.equal_steps += reported == self._blocks.in_use
 

@@ -108,6 +108,8 @@ def make_engine(settings: WorkerSettings) -> Engine:
         return _make_vllm(settings, slots)
     if settings.engine == "tensorrt_llm":
         return _make_tensorrt_llm(settings, slots)
+    if settings.engine == "remote":
+        return _make_remote(settings, slots)
     # A scripted worker must not pay for the tokenizer's and OpenVINO's libraries.
     from inference_svc.engines.openvino import OpenVinoEngine  # noqa: PLC0415
 
@@ -139,6 +141,18 @@ def _make_tensorrt_llm(settings: WorkerSettings, slots: Slots) -> Engine:
         raise SetupError("the engine tensorrt_llm needs model_path: a checkpoint folder")
     name = settings.model_name or settings.model_path.name
     return TensorRtLlmEngine(settings.model_path, name, settings.tensorrt_llm, slots)
+
+
+def _make_remote(settings: WorkerSettings, slots: Slots) -> Engine:
+    try:
+        from inference_svc.engines.remote import RemoteEngine  # noqa: PLC0415 - only if chosen
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            f"engine remote needs the package {error.name}: pip install 'sidecache[remote]'"
+        ) from error
+    path = settings.model_path or weights.locate(DEFAULT_MODEL)
+    name = settings.model_name or (path.name if settings.model_path else DEFAULT_MODEL)
+    return RemoteEngine(path, name, settings.remote, slots)
 
 
 async def _watch_engine(engine: Engine, lifecycle: Lifecycle, running: RunningServer) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from inference_svc.openvino_settings import OpenVinoSettings
+from inference_svc.remote_settings import RemoteSettings
 from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings
 from inference_svc.vllm_settings import VllmSettings
 from observability.settings import (
@@ -17,6 +19,9 @@ from observability.settings import (
 )
 
 Count = Annotated[int, Field(ge=1)]
+
+
+__all__ = ["OpenVinoSettings", "ScriptedSettings", "WorkerSettings"]
 
 
 class ScriptedSettings(SettingsPart):
@@ -52,25 +57,6 @@ class ScriptedSettings(SettingsPart):
     """The engine hangs as soon as a stream has this many tokens."""
 
 
-class OpenVinoSettings(SettingsPart):
-    """The OpenVINO GenAI engine on this machine's CPU."""
-
-    cache_gib: Count = 1
-    """Memory for the KV cache."""
-    kv_blocks: Annotated[int, Field(ge=0)] = 0
-    """Blocks of the KV cache, instead of cache_gib; 0: as many as fit that."""
-    inference_threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of one step; 0: as many as OpenVINO likes."""
-    max_num_batched_tokens: Count = 256
-    """Tokens of one step; a longer prompt is prefilled in several (chunked prefill)."""
-    load_timeout_s: PositiveSeconds = 120.0
-    """Longest time to load the model and warm up."""
-    prefix_min_tokens: Count = 64
-    """A request waits for another's prefill if they share at least this many first tokens."""
-    prefix_max_hold_s: Seconds = 10.0
-    """Longest time it waits for that."""
-
-
 class WorkerSettings(BaseSettings):
     """One worker: where it serves, and what."""
 
@@ -88,14 +74,15 @@ class WorkerSettings(BaseSettings):
     """Where its traces, metrics and logs go."""
     name: Annotated[str, Field(min_length=1)] = "worker"
     """What the worker calls itself in `started` and to routers."""
-    engine: Literal["openvino", "scripted", "vllm", "tensorrt_llm"] = "openvino"
+    engine: Literal["openvino", "scripted", "vllm", "tensorrt_llm", "remote"] = "openvino"
     """What generates the tokens."""
     model_name: str = ""
     """What requests call the model. Empty: smollm2-135m-instruct, scripted, or
     the folder's name."""
     model_path: Path | None = None
-    """A GGUF file; for vllm and tensorrt_llm a Hugging Face folder. Unset: what `sidecache pull`
-    fetched."""
+    """A GGUF file, or for openvino a folder with an OpenVINO model; for vllm and tensorrt_llm a
+    Hugging Face folder; for remote a GGUF file or a folder, of which the tokenizer is read.
+    Unset: what `sidecache pull` fetched."""
     max_sequences: Count = 16
     """Sequences generated at once."""
     max_waiting: Annotated[int, Field(ge=0)] = 64
@@ -126,3 +113,5 @@ class WorkerSettings(BaseSettings):
     """Of the vLLM engine."""
     tensorrt_llm: TensorRtLlmSettings = TensorRtLlmSettings()
     """Of the TensorRT-LLM engine."""
+    remote: RemoteSettings = RemoteSettings()
+    """Of the remote engine."""

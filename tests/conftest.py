@@ -1,6 +1,6 @@
 """What every room's tests share: the pinned weights, fetched once."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,3 +47,12 @@ async def vllm_subject(tiny_llama: Path) -> AsyncIterator["Subject"]:
 
     async with vllm(tiny_llama) as subject:
         yield subject
+
+
+@pytest.fixture(scope="session")
+def llama_server(smollm2_path: Path) -> Iterator[str]:
+    """Base URL of llama.cpp's server with the real model, for everyone."""
+    from tests.fixtures.llama_server import LlamaServer  # noqa: PLC0415 - only if used
+
+    with LlamaServer(smollm2_path) as server:
+        yield server.base_url

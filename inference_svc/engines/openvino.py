@@ -20,15 +20,14 @@ from inference_svc.engine import (
     ModelFacts,
     TokenDelta,
 )
-from inference_svc.engines.gguf import GgufFile, read_gguf
-from inference_svc.engines.gguf_tokenizer import GgufTokenizer
 from inference_svc.engines.openvino_blocks import OpenVinoBlocks
 from inference_svc.engines.openvino_link import EngineLink
+from inference_svc.engines.openvino_model import OpenVinoModel, read_model
 from inference_svc.engines.openvino_stream import OpenVinoStream
 from inference_svc.grammar import check_grammar
 from inference_svc.kv_events import KvListener, ignore
+from inference_svc.openvino_settings import OpenVinoSettings
 from inference_svc.prefix_gate import PrefixGate
-from inference_svc.settings import OpenVinoSettings
 from inference_svc.slots import Slots
 from sidecache.errors import EngineFailed, InvalidRequest, NotFound, SetupError
 
@@ -43,7 +42,7 @@ class OpenVinoEngine:
     """The engine; see :mod:`inference_svc.engine` for what each method promises.
 
     Args:
-        model_path: a GGUF file.
+        model_path: a GGUF file, or a folder with an OpenVINO model.
         model_name: what requests call it.
     """
 
@@ -59,13 +58,13 @@ class OpenVinoEngine:
         self._by_key: dict[int, OpenVinoStream] = {}
         self._keys = itertools.count(1)
         self._kv_cache_usage = 0.0
-        self._blocks: OpenVinoBlocks
+        # None where the library's cache cannot be modelled: guesses, or another device.
+        self._blocks: OpenVinoBlocks | None = None
         self._prompts: dict[int, list[int]] = {}
         self._tell_kv: KvListener = ignore
         self._last_sign = 0.0
         self._link: EngineLink
-        self._tokenizer: GgufTokenizer
-        self._end_token_id: int
+        self._model: OpenVinoModel
         self._facts: ModelFacts
         self._failure: asyncio.Future[EngineFailed]
         self._reader: asyncio.Task[None] | None = None
@@ -83,9 +82,7 @@ class OpenVinoEngine:
         self._tell_kv = listener
 
     async def load(self) -> None:
-        model = await asyncio.to_thread(read_gguf, self._model_path)
-        self._end_token_id = model.get("tokenizer.ggml.eos_token_id", int)
-        self._tokenizer = await asyncio.to_thread(GgufTokenizer, model)
+        self._model = await asyncio.to_thread(read_model, self._model_path)
         try:
             self._link = await EngineLink.open(self._config(), self._settings.load_timeout_s)
         except EngineFailed as error:
@@ -94,8 +91,9 @@ class OpenVinoEngine:
                 "is a model OpenVINO GenAI can run and that memory suffices, or fetch it again "
                 "with `sidecache pull`"
             ) from error
-        self._blocks = self._model_blocks(model)
-        self._facts = self._describe(model)
+        if self._settings.device == "CPU" and self._settings.speculative is None:
+            self._blocks = self._model_blocks()
+        self._facts = self._describe()
         self._failure = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read())
 
@@ -115,14 +113,19 @@ class OpenVinoEngine:
             else sum(len(turn.content) for turn in prompt.messages)
         )
         if length <= _INLINE_CHARACTERS:
-            return self._tokenizer.encode(prompt)
-        return await asyncio.to_thread(self._tokenizer.encode, prompt)
+            return self._model.tokenizer.encode(prompt)
+        return await asyncio.to_thread(self._model.tokenizer.encode, prompt)
 
     @asynccontextmanager
     async def submit(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[TokenDelta]]:
         self._check(request)
         stream = OpenVinoStream(
-            request, self._tokenizer.vocabulary, self._end_token_id, self, self._slots, self._gate
+            request,
+            self._model.tokenizer.decoder,
+            self._model.tokenizer.end_token_ids,
+            self,
+            self._slots,
+            self._gate,
         )
         self._streams.add(stream)
         try:
@@ -139,7 +142,7 @@ class OpenVinoEngine:
             waiting_prompt_tokens=self._slots.waiting_prompt_tokens,
             # The last step's; nothing steps while nothing runs.
             kv_cache_usage=self._kv_cache_usage if self._by_key else 0.0,
-            kv_blocks=self._blocks.capacity,
+            kv_blocks=self._blocks.capacity if self._blocks else None,
         )
 
     def silent_s(self) -> float:
@@ -156,7 +159,8 @@ class OpenVinoEngine:
             self._last_sign = asyncio.get_running_loop().time()
         key = next(self._keys)
         self._by_key[key] = stream
-        self._prompts[key] = prompt
+        if self._blocks is not None:
+            self._prompts[key] = prompt
         self._link.send({"add": key, "prompt": prompt, "config": config})
         return key
 
@@ -178,20 +182,24 @@ class OpenVinoEngine:
 
     def _stepped(self, event: dict[str, Any]) -> None:
         self._kv_cache_usage = event["kv_cache_usage"]
-        for key in event["joined"]:
-            cached_tokens = self._blocks.joined(key, self._prompts.pop(key))
-            if key in self._by_key:
-                self._by_key[key].prompt_cached(cached_tokens)
-        if event["stepped"]:
-            sampled = {key: ids for key, ids, _, _ in event["tokens"]}
-            self._blocks.stepped(sampled, event["gone"])
-        else:
-            for key in event["gone"]:
-                self._blocks.cancelled(key)
+        if self._blocks is not None:
+            self._model_step(self._blocks, event)
         for key, ids, logprobs, reason in event["tokens"]:
             self._by_key[key].received(key, ids, logprobs, reason)
         for key in event["gone"]:
             self._by_key.pop(key).gone(key)
+
+    def _model_step(self, blocks: OpenVinoBlocks, event: dict[str, Any]) -> None:
+        for key in event["joined"]:
+            cached_tokens = blocks.joined(key, self._prompts.pop(key))
+            if key in self._by_key:
+                self._by_key[key].prompt_cached(cached_tokens)
+        if event["stepped"]:
+            sampled = {key: ids for key, ids, _, _ in event["tokens"]}
+            blocks.stepped(sampled, event["gone"])
+        else:
+            for key in event["gone"]:
+                blocks.cancelled(key)
 
     def _refuse(self, key: int, text: str) -> None:
         self._prompts.pop(key, None)
@@ -216,68 +224,74 @@ class OpenVinoEngine:
                 name=request.adapter,
             )
         if request.guided is not None:
+            if not self._facts.capabilities.guided_decoding:
+                raise InvalidRequest("this worker's engine follows no grammar", field="guided")
             check_grammar(request.guided)
 
     def _config(self) -> dict[str, Any]:
+        settings, speculation = self._settings, self._settings.speculative
+        generation: dict[str, Any] = {
+            # The library knows them of a GGUF file, not of every folder.
+            "stop_token_ids": sorted(self._model.tokenizer.end_token_ids)
+        }
+        if speculation is not None:
+            generation["num_assistant_tokens"] = speculation.num_tokens
+            if speculation.method == "prompt_lookup":
+                generation["max_ngram_size"] = speculation.max_ngram_size
+        draft = speculation.draft_model if speculation else None
         return {
             "model_path": str(self._model_path),
-            "cache_gib": self._settings.cache_gib,
-            "kv_blocks": self._settings.kv_blocks,
-            "inference_threads": self._settings.inference_threads,
-            "max_num_batched_tokens": self._settings.max_num_batched_tokens,
+            "device": settings.device,
+            "properties": settings.properties(),
+            "cache_gib": settings.cache_gib,
+            "kv_blocks": settings.kv_blocks,
+            "max_num_batched_tokens": settings.max_num_batched_tokens,
             "max_num_seqs": self._slots.max_sequences,
+            "generation": generation,
+            "prompt_lookup": speculation is not None and draft is None,
+            "draft_model": str(draft) if draft else None,
         }
 
-    def _describe(self, model: GgufFile) -> ModelFacts:
-        architecture = model.get("general.architecture", str)
+    def _describe(self) -> ModelFacts:
+        tokenizer, settings = self._model.tokenizer, self._settings
+        build = ", ".join([self._link.ready["build"], *settings.deviations()])
         return ModelFacts(
             name=self._model_name,
-            revision=model.revision,
+            revision=self._model.revision,
             engine="openvino",
-            build=self._link.ready["build"],
-            context_length=model.get(f"{architecture}.context_length", int),
-            vocabulary_size=len(self._tokenizer.vocabulary),
-            block_size=BLOCK_SIZE,
-            tokenizer_fingerprint=self._tokenizer.fingerprint,
-            chat_template_fingerprint=self._tokenizer.template_fingerprint,
-            tokenizer_files=self._tokenizer.files,
+            build=build,
+            context_length=self._model.context_length,
+            vocabulary_size=tokenizer.size,
+            block_size=BLOCK_SIZE if self._blocks else 0,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            chat_template_fingerprint=tokenizer.template_fingerprint,
+            tokenizer_files=tokenizer.files,
             capabilities=EngineCapabilities(
-                guided_decoding=True,
+                guided_decoding=self._model.has_tokenizer and settings.speculative is None,
                 logprobs=True,
                 seeded_sampling=True,
                 priorities=False,
-                tools=self._tokenizer.knows_tools,
+                tools=tokenizer.knows_tools,
                 max_choices=min(MAX_CHOICES, self._slots.max_sequences),
                 max_top_logprobs=0,
-                exact_continuation=True,
-                cached_tokens_estimated=True,
-                kv_events=True,
+                exact_continuation=settings.exact,
+                cached_tokens_estimated=self._blocks is not None,
+                kv_events=self._blocks is not None,
             ),
         )
 
-    def _model_blocks(self, model: GgufFile) -> OpenVinoBlocks:
+    def _model_blocks(self) -> OpenVinoBlocks:
         """The library's KV cache as it stands after warm-up."""
-        ready = self._link.ready
-        capacity = ready["kv_cache_bytes"] // block_bytes(model)
-        step_tokens = self._settings.max_num_batched_tokens
-        blocks = OpenVinoBlocks(capacity, BLOCK_SIZE, step_tokens, self._tell_kv)
-        warm_up, ids = 0, ready["warm_up"]["ids"]
-        blocks.joined(warm_up, ready["warm_up"]["prompt"])
+        ready = self._link.ready["warm_up"]
+        prompt, ids = ready["prompt"], ready["ids"]
+        # Of the last token the library computes neither keys nor values.
+        used = -(-(len(prompt) + len(ids) - 1) // BLOCK_SIZE)
+        capacity = round(used / ready["kv_cache_usage"])
+        blocks = OpenVinoBlocks(
+            capacity, BLOCK_SIZE, self._settings.max_num_batched_tokens, self._tell_kv
+        )
+        warm_up = 0
+        blocks.joined(warm_up, prompt)
         for number, token_id in enumerate(ids, 1):
             blocks.stepped({warm_up: [token_id]}, [warm_up] if number == len(ids) else [])
         return blocks
-
-
-def block_bytes(model: GgufFile) -> int:
-    """Memory of one KV block: keys and values of every layer, in f32."""
-    architecture = model.get("general.architecture", str)
-    heads = model.get(f"{architecture}.attention.head_count", int)
-    width = model.get(f"{architecture}.embedding_length", int) // heads
-    # Heads may be of another width than the embedding's share; then the header says so.
-    widths = [
-        model.metadata.get(f"{architecture}.attention.{each}_length") for each in ("key", "value")
-    ]
-    head_values = sum(each if isinstance(each, int) else width for each in widths)
-    layers = model.get(f"{architecture}.block_count", int)
-    kv_heads = model.get(f"{architecture}.attention.head_count_kv", int)
-    return BLOCK_SIZE * layers * kv_heads * head_values * 4

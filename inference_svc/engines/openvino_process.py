@@ -32,16 +32,6 @@ import openvino_genai as genai  # noqa: E402
 _READ_BYTES = 1 << 16
 _WARM_UP_PROMPT_TOKENS = 64
 _WARM_UP_TOKENS = 4
-# By default a token depends on what else is in its batch: activations are
-# quantized to int8 in groups, products rounded to bf16, the KV cache to 8 bits.
-# Measured over 50 takeovers in the middle of an answer, 24 then went on with
-# other tokens; with these, none. A stream must be the same alone, in a batch and
-# after a takeover.
-_EXACT = {
-    "INFERENCE_PRECISION_HINT": "f32",
-    "KV_CACHE_PRECISION": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-}
 
 
 class Commands:
@@ -69,9 +59,11 @@ class Batch:
     """The pipeline and the sequences in it.
 
     Args:
-        config: ``model_path``, ``cache_gib``, ``inference_threads``,
+        config: ``model_path``, ``device``, ``properties``, ``cache_gib``,
             ``max_num_batched_tokens`` and ``max_num_seqs``; ``kv_blocks``, where it is
-            not 0, instead of the size that ``cache_gib`` gives.
+            not 0, instead of the size that ``cache_gib`` gives; ``generation``, what every
+            request has beside its own; ``prompt_lookup``, whether to guess; ``draft_model``,
+            a folder or None.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -85,11 +77,21 @@ class Batch:
         scheduler.max_num_seqs = 2 * config["max_num_seqs"]
         scheduler.enable_prefix_caching = True
         scheduler.dynamic_split_fuse = True
-        properties: dict[str, Any] = dict(_EXACT)
-        if config["inference_threads"]:
-            properties["INFERENCE_NUM_THREADS"] = config["inference_threads"]
+        # By default a token depends on what else is in its batch: activations are
+        # quantized to int8 in groups, products rounded to bf16, the KV cache to 8 bits.
+        # Measured over 50 takeovers in the middle of an answer, 24 then went on with
+        # other tokens; with the properties that the settings give by default, none.
+        properties: dict[str, Any] = dict(config["properties"])
+        device = config["device"]
+        if config["draft_model"]:
+            properties["draft_model"] = genai.draft_model(
+                config["draft_model"], device, **config["properties"]
+            )
+        elif config["prompt_lookup"]:
+            properties["prompt_lookup"] = True
+        self._generation: dict[str, Any] = config["generation"]
         self._pipeline = genai.ContinuousBatchingPipeline(
-            config["model_path"], scheduler, "CPU", properties
+            config["model_path"], scheduler, device, properties
         )
         self._handles: dict[int, Any] = {}
         self._joined: list[int] = []
@@ -107,21 +109,28 @@ class Batch:
         tokens in a step, and the first longer prefill would take a second or more.
 
         Returns:
-            ``prompt`` and ``ids``: what is now in the KV cache, one id a step.
+            ``prompt`` and ``ids``: what is now in the KV cache, one id a step unless guessing;
+        ``kv_cache_usage``: the share of its blocks that they took.
         """
         prompt = list(range(_WARM_UP_PROMPT_TOKENS))
         handle = self._pipeline.add_request(
-            0, _tensor(prompt), _generation_config({"max_new_tokens": _WARM_UP_TOKENS})
+            0,
+            _tensor(prompt),
+            _generation_config(self._generation | {"max_new_tokens": _WARM_UP_TOKENS}),
         )
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()
         (output,) = handle.read_all()
-        return {"prompt": prompt, "ids": list(output.generated_ids)}
+        return {
+            "prompt": prompt,
+            "ids": list(output.generated_ids),
+            "kv_cache_usage": float(self._pipeline.get_metrics().max_cache_usage) / 100,
+        }
 
     def add(self, key: int, prompt: list[int], config: dict[str, Any]) -> None:
         """Let a sequence join at the next step."""
         self._handles[key] = self._pipeline.add_request(
-            key, _tensor(prompt), _generation_config(config)
+            key, _tensor(prompt), _generation_config(self._generation | config)
         )
         self._joined.append(key)
 
@@ -190,6 +199,8 @@ def _generation_config(values: dict[str, Any]) -> Any:
     for name, value in values.items():
         if name == "structured_output_config":
             config.structured_output_config = genai.StructuredOutputConfig(**value)
+        elif name == "stop_token_ids":
+            config.stop_token_ids = set(value)
         else:
             setattr(config, name, value)
     return config
@@ -217,9 +228,11 @@ def _serve(commands: Commands, output: int) -> None:
     arrived = commands.read(wait=True)
     if arrived is None:
         return
-    batch = Batch(arrived.pop(0))
+    config = arrived.pop(0)
+    device = config["device"]
+    batch = Batch(config)
     ready = {"warm_up": batch.warm_up(), "kv_cache_bytes": batch.kv_cache_bytes}
-    _send(output, {"ready": ready | {"build": _build()}})
+    _send(output, {"ready": ready | {"build": _build(device)}})
     while arrived is not None:
         for command in arrived:
             _obey(batch, command, output)
@@ -228,10 +241,10 @@ def _serve(commands: Commands, output: int) -> None:
         arrived = commands.read(wait=not batch.has_work)
 
 
-def _build() -> str:
+def _build(device: str) -> str:
     """Whatever may change a number: the library and the kind of processor."""
-    device = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
-    return f"openvino-genai {genai.get_version()} on {device}"
+    processor = ov.Core().get_property(device, "FULL_DEVICE_NAME")
+    return f"openvino-genai {genai.get_version()} on {processor}"
 
 
 def main() -> None:

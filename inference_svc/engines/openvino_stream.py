@@ -3,12 +3,11 @@
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from inference_svc.byte_level import ByteLevelDecoder
-from inference_svc.choice import Choice
+from inference_svc.choice import Choice, TextDecoder
 from inference_svc.engine import FinishReason, GenerationRequest, TokenDelta, TokenLogprob
 from inference_svc.prefix_gate import Prefill, PrefixGate
 from inference_svc.slots import Slot, Slots
@@ -31,8 +30,8 @@ class OpenVinoStream:
     """The deltas of one request, in the order its engine makes them.
 
     Args:
-        vocabulary: bytes of each id.
-        end_token_id: the model's end of sequence.
+        decoder: makes a fresh one for each choice.
+        end_token_ids: the model's ends of sequence.
 
     Raises:
         Overloaded: no slot, and no room in the queue for one.
@@ -42,8 +41,8 @@ class OpenVinoStream:
     def __init__(
         self,
         request: GenerationRequest,
-        vocabulary: Sequence[bytes],
-        end_token_id: int,
+        decoder: Callable[[], TextDecoder],
+        end_token_ids: frozenset[int],
         batch: Batch,
         slots: Slots,
         gate: PrefixGate,
@@ -58,9 +57,7 @@ class OpenVinoStream:
         # Told once, with the first delta.
         self._cached_tokens: int | None = None
         self._told_cached = False
-        choices = [
-            Choice(index, ByteLevelDecoder(vocabulary), request.stop) for index in range(request.n)
-        ]
+        choices = [Choice(index, decoder(), request.stop) for index in range(request.n)]
         self._to_join = deque(choices)
         self._in_batch: dict[int, Choice] = {}
         self._unfinished = request.n
@@ -68,7 +65,7 @@ class OpenVinoStream:
         # The engine's own default is one fixed seed for everybody.
         self._seed = secrets.randbits(32) if seed is None else seed
         if request.continuation is not None:
-            self._resume(choices[0], request.continuation.token_ids, end_token_id)
+            self._resume(choices[0], request.continuation.token_ids, end_token_ids)
         self._prefill: Prefill | None = None
         self._slot: Slot = slots.request(request.n, len(request.prompt_token_ids))
 
@@ -133,12 +130,12 @@ class OpenVinoStream:
         if not self._in_batch:
             self._slots.release(self._slot)
 
-    def _resume(self, choice: Choice, delivered: Sequence[int], end_token_id: int) -> None:
+    def _resume(self, choice: Choice, delivered: Sequence[int], ends: frozenset[int]) -> None:
         """Take the choice over; it may have been complete already."""
         if self._request.continuation is not None:
             choice.resume(self._request.continuation)
         ended = None
-        if delivered and delivered[-1] == end_token_id:
+        if delivered and delivered[-1] in ends:
             ended = FinishReason.STOP
         elif len(delivered) >= self._request.max_tokens:
             ended = FinishReason.LENGTH

@@ -31,8 +31,8 @@ from inference_svc.engines.checkpoint import Checkpoint, read_checkpoint
 from inference_svc.engines.engine_stderr import EngineStderr
 from inference_svc.engines.gpu_memory import GpuMeter
 from inference_svc.engines.hf_tokenizer import HfTokenizer
+from inference_svc.engines.sequence_stream import SequenceStream, Step
 from inference_svc.engines.vllm_blocks import BlockNames
-from inference_svc.engines.vllm_stream import Step, VllmStream
 from inference_svc.grammar import check_grammar
 from inference_svc.kv_events import KvListener, ignore
 from inference_svc.slots import Slots
@@ -66,7 +66,7 @@ class VllmEngine:
         self._settings = settings
         self._slots = slots
         self._numbers = itertools.count(1)
-        self._streams: set[VllmStream] = set()
+        self._streams: set[SequenceStream] = set()
         self._tell_kv: KvListener = ignore
         self._kv_cache_usage = 0.0
         self._kv_blocks = 0
@@ -160,7 +160,7 @@ class VllmEngine:
         choices = [
             Choice(index, self._tokenizer.decoder(), request.stop) for index in range(request.n)
         ]
-        stream = VllmStream(request, choices, self._checkpoint.end_token_ids, self, self._slots)
+        stream = SequenceStream(request, choices, self._checkpoint.end_token_ids, self, self._slots)
         if not self._streams:
             self._last_sign = asyncio.get_running_loop().time()
         self._streams.add(stream)

@@ -290,8 +290,9 @@ async def test_the_engine_phones_nobody(smollm2_path: Path) -> None:
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     config = {
-        "model_path": str(smollm2_path), "cache_gib": 1, "kv_blocks": 0, "inference_threads": 0,
-        "max_num_batched_tokens": 256, "max_num_seqs": 4,
+        "model_path": str(smollm2_path), "cache_gib": 1, "kv_blocks": 0, "device": "CPU",
+        "max_num_batched_tokens": 256, "max_num_seqs": 4, "generation": {},
+        "properties": OpenVinoSettings().properties(), "prompt_lookup": False, "draft_model": None,
     }  # fmt: skip
     commands = [config, {"add": 1, "prompt": [1, 2, 3], "config": {"max_new_tokens": 5}}]
     assert process.stdin is not None

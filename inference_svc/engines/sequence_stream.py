@@ -1,4 +1,4 @@
-"""One request inside vLLM: its choices, from slot to last token."""
+"""One request whose engine streams each sequence by itself: from slot to last token."""
 
 import asyncio
 import secrets
@@ -53,7 +53,7 @@ class Batch(Protocol):
         """What the engine raised, as one of our errors."""
 
 
-class VllmStream:
+class SequenceStream:
     """The deltas of one request, in the order its engine makes them.
 
     Each choice is a sequence of its own, read by a task of its own: so a cancelled read
