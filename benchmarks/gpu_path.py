@@ -172,7 +172,7 @@ async def cancels(path: Front, shape: str) -> dict[str, Any]:
     for _ in range(CANCELS):
         done = await path.callers.ask(
             do="cancel", seed=next(_seeds), prompt_tokens=LENGTHS[shape][0],
-            max_tokens=4000, after=3,
+            max_tokens=3000, after=3,
         )  # fmt: skip
         while path.engine.load_figures().running_sequences:  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.0005)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -23,9 +24,16 @@ class HealthWatch:
     Args:
         roster: is told of every change.
         settings: bounds and pauses.
+        on_found: awaited for each worker that has introduced itself, before it gets a stream.
     """
 
-    def __init__(self, roster: Roster, settings: PoolSettings) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        settings: PoolSettings,
+        on_found: Callable[[Worker], Awaitable[None]],
+    ) -> None:
+        self._on_found = on_found
         self._roster = roster
         self._settings = settings
 
@@ -55,6 +63,7 @@ class HealthWatch:
         except grpc.aio.AioRpcError as error:
             log.debug("worker at %s does not answer: %s", worker.address, error.code())
             return False
+        await self._on_found(worker)
         worker.doubted.clear()
         watch = worker.health.Watch(  # type: ignore[attr-defined]  # its stubs lack Watch
             health_pb2.HealthCheckRequest(service=_HEALTH_SERVICE)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import grpc
 
@@ -27,6 +27,7 @@ class Membership:
         settings: pauses and bounds.
         connect: opens an instrumented channel to an address.
         clock: monotonic seconds.
+        on_found: awaited for each worker that has introduced itself, before its first stream.
         on_left: told of each worker that is gone for good.
 
     Raises:
@@ -40,6 +41,7 @@ class Membership:
         settings: PoolSettings,
         connect: Callable[[str], grpc.aio.Channel],
         clock: Callable[[], float],
+        on_found: Callable[[Worker], Awaitable[None]],
         on_left: Callable[[Worker], None],
     ) -> None:
         self._on_left = on_left
@@ -48,7 +50,7 @@ class Membership:
         self._settings = settings
         self._connect = connect
         self._clock = clock
-        self._health = HealthWatch(roster, settings)
+        self._health = HealthWatch(roster, settings, on_found)
         self._retargeted = asyncio.Event()
         # By address; of all targets.
         self._watches: dict[str, asyncio.Task[None]] = {}

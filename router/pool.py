@@ -50,10 +50,17 @@ class WorkerPool:
         self._goes_by_prefix = routing.policy in GO_BY_PREFIX
         self._roster = Roster(settings, clock)
         self._outliers = outliers or Outliers(OutlierSettings(), clock)
-        self._membership = Membership(
-            targets, self._roster, settings, connect, clock, self._outliers.forget
-        )
         self._load_watch = LoadWatch(self._roster.all_ready, routing)
+        self._membership = Membership(
+            targets,
+            self._roster,
+            settings,
+            connect,
+            clock,
+            # Before its first stream: admission goes by what it says of its slots.
+            on_found=self._load_watch.ask,
+            on_left=self._outliers.forget,
+        )
         self._default_model = default_model
 
     async def run(self) -> None:

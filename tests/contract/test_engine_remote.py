@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,7 +29,7 @@ QUESTION = "Write a short poem about the sea."
 
 @asynccontextmanager
 async def faulty(
-    path: Path, limits: dict[str, float] | None = None, **settings: object
+    path: Path, limits: Mapping[str, float] | None = None, **settings: object
 ) -> AsyncIterator[tuple[FaultyServer, Subject]]:
     """A server that behaved while the engine loaded; ``limits`` hold only after that."""
     values: dict[str, object] = {"probe_interval_s": 60}
@@ -121,7 +121,7 @@ async def test_a_busy_server_says_when_to_come_back(
 async def test_a_silent_server_ends_the_engine(checkpoint_folder: Path) -> None:
     """Probes that find nobody make the engine fail, with or without requests."""
     settings = {"probe_interval_s": 0.05, "probe_timeout_s": 0.1, "max_failed_probes": 2}
-    async with faulty(checkpoint_folder, **settings) as (server, subject):
+    async with faulty(checkpoint_folder, None, **settings) as (server, subject):
         server.models = None
         async with asyncio.timeout(10):
             failure = await subject.engine.wait_failed()
