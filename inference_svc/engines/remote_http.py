@@ -94,7 +94,7 @@ class RemoteServer:
         lines: AsyncIterator[bytes] | None = None
         try:
             async with asyncio.timeout(limit_s) as limit:
-                response = await self._client.send(request, stream=True)
+                response = await self._send(request)
                 if response.status_code != httpx.codes.OK:
                     raise await self._refusal(response)
                 lines = _data_lines(response)
@@ -121,6 +121,14 @@ class RemoteServer:
                 await _read_out(lines)
             if response is not None:
                 await response.aclose()
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        """Send it; once more where the server hung up on a connection that it had kept open."""
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx.RemoteProtocolError:
+            # Nothing of an answer came: keep-alive ended as the request was on its way.
+            return await self._client.send(request, stream=True)
 
     def _event(self, line: bytes) -> Event:
         try:

@@ -18,7 +18,7 @@ async def hit(client: SidecacheClient, prompt: str, **options: object) -> Comple
     async with asyncio.timeout(10):
         while True:
             answer = await client.complete(prompt, **options)  # type: ignore[arg-type]
-            if answer.source is not Source.ENGINE:
+            if answer.source in (Source.EXACT, Source.SEMANTIC):
                 return answer
 
 
