@@ -167,6 +167,9 @@ class Flights:
         if missed.is_told and ticket.opened_at > flight.ended_at + _STORED_S:
             # Stored, and gone again: invalidated, perhaps.
             return False
+        if missed.reason == "stale":
+            # It is stored, and older than this request takes.
+            return False
         return self._loop_time() - flight.ended_at <= self._settings.linger_s
 
     @staticmethod
