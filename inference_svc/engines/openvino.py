@@ -29,13 +29,12 @@ from inference_svc.kv_events import KvListener, ignore
 from inference_svc.openvino_settings import OpenVinoSettings
 from inference_svc.prefix_gate import PrefixGate
 from inference_svc.slots import Slots
+from inference_svc.tokenizing import encode
 from sidecache.errors import EngineFailed, InvalidRequest, NotFound, SetupError
 
 # Tokens in one KV block of OpenVINO's paged attention on a CPU.
 BLOCK_SIZE = 32
 MAX_CHOICES = 8
-# Shorter texts are tokenized faster than a thread can be woken for them.
-_INLINE_CHARACTERS = 4096
 
 
 class OpenVinoEngine:
@@ -107,14 +106,7 @@ class OpenVinoEngine:
         self._reader = None
 
     async def tokenize(self, prompt: str | Chat) -> list[int]:
-        length = (
-            len(prompt)
-            if isinstance(prompt, str)
-            else sum(len(turn.content) for turn in prompt.messages)
-        )
-        if length <= _INLINE_CHARACTERS:
-            return self._model.tokenizer.encode(prompt)
-        return await asyncio.to_thread(self._model.tokenizer.encode, prompt)
+        return await encode(self._model.tokenizer, prompt)
 
     @asynccontextmanager
     async def submit(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[TokenDelta]]:

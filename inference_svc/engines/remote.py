@@ -36,10 +36,10 @@ from inference_svc.grammar import check_grammar
 from inference_svc.kv_events import KvListener
 from inference_svc.remote_settings import RemoteSettings
 from inference_svc.slots import Slots
+from inference_svc.tokenizing import encode
 from sidecache.errors import EngineFailed, NotFound, SetupError, SidecacheError
 
 MAX_CHOICES = 8
-_INLINE_CHARACTERS = 4096
 _LOAD_RETRY_S = 0.5
 _PROBE_TEXT = "One, two, three, four, five, six: déjà vu! 日本"
 _PROBE_TOKENS = 8
@@ -109,14 +109,7 @@ class RemoteEngine:
             await server.aclose()
 
     async def tokenize(self, prompt: str | Chat) -> list[int]:
-        length = (
-            len(prompt)
-            if isinstance(prompt, str)
-            else sum(len(turn.content) for turn in prompt.messages)
-        )
-        if length <= _INLINE_CHARACTERS:
-            return self._tokenizer.encode(prompt)
-        return await asyncio.to_thread(self._tokenizer.encode, prompt)
+        return await encode(self._tokenizer, prompt)
 
     @asynccontextmanager
     async def submit(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[TokenDelta]]:

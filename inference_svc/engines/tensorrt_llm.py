@@ -38,11 +38,10 @@ from inference_svc.engines.tensorrt_llm_stream import TensorRtLlmStream
 from inference_svc.kv_events import KvListener, ignore
 from inference_svc.slots import Slots
 from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings
+from inference_svc.tokenizing import encode
 from sidecache.errors import EngineFailed, InvalidRequest, NotFound, SetupError
 
 MAX_CHOICES = 8
-# Shorter texts are tokenized faster than a thread can be woken for them.
-_INLINE_CHARACTERS = 4096
 _SHUTDOWN_S = 30.0
 # The first burst of sampling compiles kernels that greedy decoding never calls.
 _WARM_UP = (Sampling(), Sampling(temperature=0.8, top_p=0.9, top_k=40))
@@ -145,14 +144,7 @@ class TensorRtLlmEngine:
                 logger.warning("TensorRT-LLM did not shut down cleanly: %r", error)
 
     async def tokenize(self, prompt: str | Chat) -> list[int]:
-        length = (
-            len(prompt)
-            if isinstance(prompt, str)
-            else sum(len(turn.content) for turn in prompt.messages)
-        )
-        if length <= _INLINE_CHARACTERS:
-            return self._tokenizer.encode(prompt)
-        return await asyncio.to_thread(self._tokenizer.encode, prompt)
+        return await encode(self._tokenizer, prompt)
 
     @asynccontextmanager
     async def submit(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[TokenDelta]]:

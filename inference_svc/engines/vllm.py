@@ -36,12 +36,11 @@ from inference_svc.engines.vllm_blocks import BlockNames
 from inference_svc.grammar import check_grammar
 from inference_svc.kv_events import KvListener, ignore
 from inference_svc.slots import Slots
+from inference_svc.tokenizing import encode
 from inference_svc.vllm_settings import VllmSettings
 from sidecache.errors import EngineFailed, NotFound, SetupError, SidecacheError
 
 MAX_CHOICES = 8
-# Shorter texts are tokenized faster than a thread can be woken for them.
-_INLINE_CHARACTERS = 4096
 _WARM_UP_PROMPT_TOKENS = 64
 _WARM_UP_TOKENS = 4
 _RESYNC_INTERVAL_S = 1.0
@@ -145,14 +144,7 @@ class VllmEngine:
             self._folder = None
 
     async def tokenize(self, prompt: str | Chat) -> list[int]:
-        length = (
-            len(prompt)
-            if isinstance(prompt, str)
-            else sum(len(turn.content) for turn in prompt.messages)
-        )
-        if length <= _INLINE_CHARACTERS:
-            return self._tokenizer.encode(prompt)
-        return await asyncio.to_thread(self._tokenizer.encode, prompt)
+        return await encode(self._tokenizer, prompt)
 
     @asynccontextmanager
     async def submit(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[TokenDelta]]:
