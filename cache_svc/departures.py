@@ -8,7 +8,7 @@ from cache_svc.entry import Entry, Place
 from cache_svc.scoped_index import ScopedIndex
 from cache_svc.stats import Stats
 from cache_svc.store import Removal
-from observability.metrics import StoreMetrics
+from observability.metrics.cache import StoreMetrics
 
 _METRIC_REASONS: dict[Removal, Literal["bytes", "ttl", "invalidated"]] = {
     Removal.EVICTED: "bytes",

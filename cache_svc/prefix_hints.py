@@ -16,7 +16,7 @@ from cache_svc.followed_models import FollowedModel, FollowedModels, ModelIdenti
 from cache_svc.prefix_settings import PrefixSettings
 from cache_svc.prompt_tokenizer import PromptTokenizer
 from cache_svc.tokenizers_kept import KeptTokenizers
-from observability.metrics import HintOutcome, PrefixMetrics
+from observability.metrics.cache import HintOutcome, PrefixMetrics
 from sidecache.errors import SidecacheError
 from sidecache.kv_blocks import BlockHasher, token_bytes
 from sidecache.v1 import cache_pb2

@@ -16,7 +16,7 @@ from cache_svc.prefix_settings import PrefixSettings
 from cache_svc.tokenizers_kept import KeptTokenizers
 from cache_svc.wire import check_name
 from observability.channel import open_channel
-from observability.metrics import PrefixMetrics
+from observability.metrics.cache import PrefixMetrics
 from observability.telemetry import Telemetry
 from sidecache.errors import InvalidRequest
 from sidecache.v1 import cache_pb2

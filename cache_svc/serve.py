@@ -38,7 +38,8 @@ from cache_svc.stats import Stats
 from cache_svc.store import AnswerStore, Clock, MemoryStore
 from cache_svc.vector_index import VectorRefused, check_vector
 from cache_svc.verifier import PairVerifier
-from observability.metrics import LookupMetrics, StoreMetrics
+from observability.metrics.cache import StoreMetrics
+from observability.metrics.shared import LookupMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from sidecache import weights

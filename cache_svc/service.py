@@ -16,7 +16,8 @@ from cache_svc.stats import Stats
 from cache_svc.store import AnswerStore, Clock, Removal, Selection
 from cache_svc.wire import check_name, read_query, write_duration, write_outcome
 from observability import names
-from observability.metrics import CacheOutcome, LookupMetrics, StoreMetrics
+from observability.metrics.cache import StoreMetrics
+from observability.metrics.shared import CacheOutcome, LookupMetrics
 from sidecache.errors import InvalidRequest, SidecacheError, Unsupported
 from sidecache.v1 import cache_pb2, cache_pb2_grpc
 

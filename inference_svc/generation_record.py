@@ -10,7 +10,7 @@ from opentelemetry.util.types import AttributeValue
 
 from inference_svc.engine import GenerationRequest, ModelFacts, TokenDelta
 from observability import names
-from observability.metrics import GenerationMetrics
+from observability.metrics.shared import GenerationMetrics
 from observability.telemetry import Telemetry
 from observability.tracing import child_span
 from sidecache.errors import SidecacheError

@@ -17,7 +17,7 @@ from inference_svc.settings import WorkerSettings
 from inference_svc.slots import Slots
 from inference_svc.worker_service import WorkerServicer
 from observability.gpu_metrics import GpuMetrics
-from observability.metrics import QueueMetrics
+from observability.metrics.shared import QueueMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
 from sidecache import weights

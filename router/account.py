@@ -9,7 +9,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
 from observability import names
-from observability.metrics import CacheOutcome, GenerationMetrics, LookupMetrics, Source
+from observability.metrics.shared import CacheOutcome, GenerationMetrics, LookupMetrics, Source
 from observability.telemetry import Telemetry
 from router.cache_client import Hit, Miss
 from router.splits.splits import Splits

@@ -1,6 +1,6 @@
 """What a hint promised, and what the engine found: told to the metrics when a stream has ended."""
 
-from observability.metrics import Promise, RoutingMetrics
+from observability.metrics.router import Promise, RoutingMetrics
 from router.prefix import PrefixHint
 from router.worker import Worker
 from sidecache.v1 import inference_pb2 as pb

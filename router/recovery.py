@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from opentelemetry.metrics import Meter
 
-from observability.metrics import RecoveryMetrics
+from observability.metrics.router import RecoveryMetrics
 from router.crowd import Crowd
 from router.outliers import Outliers
 from router.passage import Passage

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import grpc
 
-from observability.metrics import RoutingMetrics
+from observability.metrics.router import RoutingMetrics
 from router.attempts import Attempts
 from router.continuation import continued
 from router.hint_account import account

@@ -12,7 +12,7 @@ import grpc
 
 from observability.channel import open_channel
 from observability.listening import is_local
-from observability.metrics import (
+from observability.metrics.router import (
     AdmissionMetrics,
     DroppedStoreMetrics,
     RoutingMetrics,

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from observability.metrics import SpeculationMetrics
+from observability.metrics.router import SpeculationMetrics
 from router.cache_client import Hit, Miss
 from router.relay import Reader
 from sidecache.v1 import inference_pb2 as pb

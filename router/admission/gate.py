@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from observability.metrics import AdmissionMetrics, AdmissionOutcome
+from observability.metrics.router import AdmissionMetrics, AdmissionOutcome
 from router.admission.capacity import CachedCapacity
 from router.admission.fair_queue import Claim
 from router.admission.lane import Lane, LateRefusal, QueueBounds

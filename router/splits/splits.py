@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from opentelemetry import trace
 
 from observability import names
-from observability.metrics import SplitMetrics
+from observability.metrics.router import SplitMetrics
 from router.pool import WorkerPool
 from router.splits.describe import describe
 from router.splits.results import outcome_of

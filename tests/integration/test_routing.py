@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from inference_svc.engine import GenerationRequest
 from inference_svc.engines.scripted import prompt_seed, scripted_token
 from observability.channel import open_channel
-from observability.metrics import RoutingMetrics
+from observability.metrics.router import RoutingMetrics
 from observability.settings import ChannelSettings
 from router.dispatch import Dispatcher
 from router.model import ServedModel

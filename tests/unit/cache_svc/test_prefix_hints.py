@@ -16,7 +16,7 @@ from cache_svc.prefix_settings import PrefixSettings
 from cache_svc.prompt_tokenizer import ByteTokenizer, Fingerprints
 from cache_svc.tokenizers_kept import KeptTokenizers
 from observability import names
-from observability.metrics import PrefixMetrics
+from observability.metrics.cache import PrefixMetrics
 from sidecache.kv_blocks import BlockHasher
 from sidecache.v1 import cache_pb2
 

@@ -1,13 +1,9 @@
 from typing import Any
 
 from observability import names
-from observability.metrics import (
-    DroppedStoreMetrics,
-    GenerationMetrics,
-    LookupMetrics,
-    QueueMetrics,
-    StoreMetrics,
-)
+from observability.metrics.cache import StoreMetrics
+from observability.metrics.router import DroppedStoreMetrics
+from observability.metrics.shared import GenerationMetrics, LookupMetrics, QueueMetrics
 from tests.unit.observability.conftest import End
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from observability import names
-from observability.metrics import Promise, RoutingMetrics
+from observability.metrics.router import Promise, RoutingMetrics
 from router.hint_account import account, promise
 from router.prefix import PrefixHint
 from sidecache.v1 import inference_pb2 as pb
