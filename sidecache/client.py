@@ -20,17 +20,14 @@ serves any number of concurrent calls over one connection; it belongs to the
 event loop it was opened in.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from types import TracebackType
-from typing import NamedTuple, Self, TypeVar, Unpack
+from collections.abc import Callable, Sequence
+from typing import Unpack
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from opentelemetry import trace
 
-from sidecache.errors import InvalidRequest, from_rpc_error
-from sidecache.failover import FailOverChannel
+from sidecache.client_connection import UNARY_TIMEOUT_S
+from sidecache.errors import InvalidRequest
 from sidecache.generate_request import GenerateOptions, Prompt, build_request, chat_messages
 from sidecache.generation import (
     Choice,
@@ -38,8 +35,8 @@ from sidecache.generation import (
     FinishReason,
     GenerationStream,
     Source,
-    raise_if_only_the_call_was_cancelled,
 )
+from sidecache.operator_calls import OperatorCalls
 from sidecache.resumption import (
     DEFAULT_WINDOW_S,
     AttachedCall,
@@ -48,8 +45,7 @@ from sidecache.resumption import (
     Resumption,
     window_of,
 )
-from sidecache.transport import ClientTls, open_channel
-from sidecache.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
+from sidecache.transport import ClientTls
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1.inference_pb2 import CacheControl, ChatMessage, GenerateResponse
 from sidecache.version import version
@@ -69,22 +65,9 @@ __all__ = [
 ]
 
 GENERATE_TIMEOUT_S = 600.0
-UNARY_TIMEOUT_S = 10.0
-# Two prefills of a long prompt.
-WARM_TIMEOUT_S = 120.0
-
-Response = TypeVar("Response")
 
 
-class _Stubs(NamedTuple):
-    """The services of one open channel."""
-
-    inference: "inference_pb2_grpc.InferenceServiceAsyncStub"
-    admin: "admin_pb2_grpc.AdminServiceAsyncStub"
-    health: health_pb2_grpc.HealthStub
-
-
-class SidecacheClient:
+class SidecacheClient(OperatorCalls):
     """A connection to a router (or to a worker: both serve the same service).
 
     Args:
@@ -115,57 +98,18 @@ class SidecacheClient:
         tracer_provider: trace.TracerProvider | None = None,
         timeout_s: float = GENERATE_TIMEOUT_S,
     ) -> None:
-        self.addresses = (address,) if isinstance(address, str) else tuple(address)
-        if not self.addresses:
-            raise InvalidRequest("empty; give at least one router's", field="address")
-        self.address = self.addresses[0]
-        self._metadata = _credentials(api_key)
-        self._tls = tls
-        self._allow_plaintext = allow_plaintext
+        super().__init__(address, api_key=api_key, tls=tls, allow_plaintext=allow_plaintext)
         self._timeout_s = timeout_s
         self._tracer = trace.get_tracer("sidecache.client", version(), tracer_provider)
-        self._channel: grpc.aio.Channel | None = None
-        self._stubs: _Stubs | None = None
         self._streams: set[GenerationStream] = set()
-
-    async def __aenter__(self) -> Self:
-        if self._channel is not None:
-            raise RuntimeError("this client is open already; open another one")
-        channels = [
-            open_channel(
-                address,
-                tls=self._tls,
-                has_api_key=bool(self._metadata),
-                allow_plaintext=self._allow_plaintext,
-            )
-            for address in self.addresses
-        ]
-        channel = channels[0] if len(channels) == 1 else FailOverChannel(channels)
-        self._channel = channel
-        self._stubs = _Stubs(
-            inference_pb2_grpc.InferenceServiceStub(channel),
-            admin_pb2_grpc.AdminServiceStub(channel),
-            health_pb2_grpc.HealthStub(channel),
-        )
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Close the connection; whatever is still running on it is cancelled."""
-        channel, self._channel, self._stubs = self._channel, None, None
         # Closing a channel does not wake who reads from it, so the streams are
         # cancelled first.
         for stream in list(self._streams):
             stream.cancel()
-        if channel is not None:
-            await channel.close(None)
+        await super().aclose()
 
     def generate(
         self,
@@ -327,135 +271,3 @@ class SidecacheClient:
         """
         request = pb.ReportWrongAnswerRequest(cache_entry_id=cache_entry_id)
         await self._call(self._open.inference.ReportWrongAnswer, request, timeout_s)
-
-    async def workers(self, *, timeout_s: float = UNARY_TIMEOUT_S) -> list[admin_pb2.WorkerStatus]:
-        """The router's workers and their state; needs a key with admin rights."""
-        stub = self._open.admin.ListWorkers
-        response = await self._call(stub, admin_pb2.ListWorkersRequest(), timeout_s)
-        return list(response.workers)
-
-    async def set_cordon(
-        self, worker: str, *, cordoned: bool, timeout_s: float = UNARY_TIMEOUT_S
-    ) -> admin_pb2.WorkerStatus:
-        """Give a worker no new streams, or again some; needs a key with admin rights."""
-        stub = self._open.admin.SetCordon
-        request = admin_pb2.SetCordonRequest(worker=worker, cordoned=cordoned)
-        return (await self._call(stub, request, timeout_s)).worker
-
-    async def cache_stats(
-        self, *, timeout_s: float = UNARY_TIMEOUT_S
-    ) -> admin_pb2.GetCacheStatsResponse:
-        """The cache sidecar's figures, and whether it is reachable; needs admin rights."""
-        stub = self._open.admin.GetCacheStats
-        return await self._call(stub, admin_pb2.GetCacheStatsRequest(), timeout_s)
-
-    async def invalidate_cache(
-        self, request: admin_pb2.InvalidateCacheRequest, *, timeout_s: float = UNARY_TIMEOUT_S
-    ) -> admin_pb2.InvalidateCacheResponse:
-        """Remove stored answers, or count them; needs a key with admin rights.
-
-        Raises:
-            InvalidRequest: no criterion, and not ``all``.
-        """
-        return await self._call(self._open.admin.InvalidateCache, request, timeout_s)
-
-    async def explain_cache(
-        self,
-        prompt: Prompt | None = None,
-        *,
-        tenant: str = "",
-        timeout_s: float = UNARY_TIMEOUT_S,
-        **options: Unpack[GenerateOptions],
-    ) -> admin_pb2.ExplainCacheResponse:
-        """Why a request would hit or miss, without generating; needs admin rights.
-
-        Args:
-            prompt: and ``options``: as :meth:`generate` takes them.
-            tenant: who would ask; empty: your own tenant.
-            timeout_s: the deadline of the call.
-        """
-        request = build_request(prompt, options)
-        return await self.explain_cache_request(request, tenant=tenant, timeout_s=timeout_s)
-
-    async def explain_cache_request(
-        self,
-        request: pb.GenerateRequest,
-        *,
-        tenant: str = "",
-        timeout_s: float = UNARY_TIMEOUT_S,
-    ) -> admin_pb2.ExplainCacheResponse:
-        """As :meth:`explain_cache`, for a request you built yourself."""
-        asked = admin_pb2.ExplainCacheRequest(tenant=tenant, request=request)
-        return await self._call(self._open.admin.ExplainCache, asked, timeout_s)
-
-    async def warm_prefix(
-        self, request: admin_pb2.WarmPrefixRequest, *, timeout_s: float = WARM_TIMEOUT_S
-    ) -> admin_pb2.WarmPrefixResponse:
-        """Prefill a prompt on several workers; needs a key with admin rights.
-
-        What one worker finds wrong stands beside its name; the others go on.
-
-        Raises:
-            InvalidRequest: more workers than are ready, or a prompt that is refused.
-        """
-        return await self._call(self._open.admin.WarmPrefix, request, timeout_s)
-
-    async def splits(self, *, timeout_s: float = UNARY_TIMEOUT_S) -> list[admin_pb2.Split]:
-        """The router's splits, with each variant's figures; needs a key with admin rights."""
-        stub = self._open.admin.ListSplits
-        return list((await self._call(stub, admin_pb2.ListSplitsRequest(), timeout_s)).splits)
-
-    async def set_split_weights(
-        self, model: str, weights: Mapping[str, float], *, timeout_s: float = UNARY_TIMEOUT_S
-    ) -> admin_pb2.Split:
-        """Change the weights of some variants of a split; needs a key with admin rights.
-
-        Raises:
-            NotFound: there is no such split.
-            InvalidRequest: no such variant, or a weight that cannot be.
-        """
-        stub = self._open.admin.SetSplitWeights
-        request = admin_pb2.SetSplitWeightsRequest(model=model, weights=weights)
-        return (await self._call(stub, request, timeout_s)).split
-
-    async def reset_split(
-        self, model: str, *, timeout_s: float = UNARY_TIMEOUT_S
-    ) -> admin_pb2.Split:
-        """Take a split's configured weights again, and forget a rollback; needs admin rights."""
-        stub = self._open.admin.ResetSplit
-        return (await self._call(stub, admin_pb2.ResetSplitRequest(model=model), timeout_s)).split
-
-    async def scale_signal(
-        self, *, timeout_s: float = UNARY_TIMEOUT_S
-    ) -> admin_pb2.GetScaleSignalResponse:
-        """What runs, waits and is refused, and how many workers that asks for; admin only."""
-        stub = self._open.admin.GetScaleSignal
-        return await self._call(stub, admin_pb2.GetScaleSignalRequest(), timeout_s)
-
-    @property
-    def _open(self) -> "_Stubs":
-        if self._stubs is None:
-            raise RuntimeError("this client is not open: use `async with SidecacheClient(…)`")
-        return self._stubs
-
-    async def _call(
-        self,
-        method: Callable[..., Awaitable[Response]],
-        request: object,
-        timeout_s: float,
-    ) -> Response:
-        try:
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        except asyncio.CancelledError:
-            raise_if_only_the_call_was_cancelled()
-            raise
-
-
-def _credentials(api_key: str | None) -> Sequence[tuple[str, str]]:
-    if api_key is None:
-        return ()
-    if not api_key.isascii() or not api_key.isprintable() or api_key != api_key.strip():
-        raise InvalidRequest("an API key is printable ASCII without spaces around", field="api_key")
-    return (("authorization", f"Bearer {api_key}"),)
