@@ -8,14 +8,13 @@ lane, and waits there for his turn or is told at once that it would come too lat
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from observability.metrics.router import AdmissionMetrics, AdmissionOutcome
 from router.admission.capacity import CachedCapacity
 from router.admission.fair_queue import Claim
-from router.admission.lane import Lane, LateRefusal, QueueBounds
+from router.admission.lane import Lane, QueueBounds
+from router.admission.place import Place
 from router.admission.priority import PriorityClass
 from router.admission.quotas import Quotas, TenantQuota
 from router.model import ServedModel
@@ -153,7 +152,7 @@ class Admission:
         with self._in_flight(quota):
             yield
 
-    def claim(self, ticket: Ticket, tape: Tape, hint: PrefixHint | None) -> "Place":
+    def claim(self, ticket: Ticket, tape: Tape, hint: PrefixHint | None) -> Place:
         """A place among the running ones of the ticket's model; enter it to wait for it.
 
         Args:
@@ -172,7 +171,8 @@ class Admission:
             slots=ticket.request.n,
             priority=ticket.request.priority,
         )
-        return Place(self, ticket, tape, claim, prompt_tokens)
+        lane, quota = self.lane(ticket.model), self.quota(ticket.tenant)
+        return Place(ticket, tape, claim, prompt_tokens, lane, quota, self._clock, self.count)
 
     def lane(self, model: ServedModel) -> Lane:
         """The lane of a model."""
@@ -184,10 +184,6 @@ class Admission:
             lane = Lane(capacity, self._bounds, self._class_weights, self._clock)
             self._lanes[model] = lane
         return lane
-
-    def now(self) -> float:
-        """The clock's time."""
-        return self._clock()
 
     @property
     def quotas(self) -> Quotas:
@@ -262,74 +258,3 @@ class Admission:
         for model, lane in list(self._lanes.items()):
             if not lane.running and not lane.waiting:
                 del self._lanes[model], self._capacities[model]
-
-
-class Place:
-    """One generation's claim: waits for its turn on entering, and settles on leaving.
-
-    Attributes:
-        ticket: with what is left of its time after the wait.
-    """
-
-    __slots__ = ("_admission", "_claim", "_lane", "_prompt_tokens", "_quota", "_tape", "ticket")
-
-    def __init__(
-        self, admission: Admission, ticket: Ticket, tape: Tape, claim: Claim, prompt_tokens: int
-    ) -> None:
-        self._admission = admission
-        self.ticket = ticket
-        self._tape = tape
-        self._claim = claim
-        self._prompt_tokens = prompt_tokens
-        self._lane = admission.lane(ticket.model)
-        self._quota = admission.quota(ticket.tenant)
-
-    async def __aenter__(self) -> Self:
-        """Wait for the turn.
-
-        Raises:
-            QuotaExceeded: the tenant's tokens are used up.
-            Overloaded: it could not start in time.
-        """
-        admission, ticket, claim = self._admission, self.ticket, self._claim
-        try:
-            self._quota.take_tokens(claim.cost)
-        except QuotaExceeded:
-            admission.count("tenant_tokens", ticket)
-            raise
-        remaining_s = ticket.opened_at + ticket.timeout_s - admission.now()
-        try:
-            waited_s = await self._lane.acquire(claim, remaining_s)
-        except BaseException as error:
-            self._quota.settle_tokens(claim.cost, 0)
-            admission.count(_why(error), ticket)
-            raise
-        admission.count("admitted", ticket, waited_s)
-        if waited_s:
-            self.ticket = replace(ticket, timeout_s=max(0.0, ticket.timeout_s - waited_s))
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        used = self._used()
-        self._lane.release(self._claim, used)
-        self._quota.settle_tokens(self._claim.cost, used)
-
-    def _used(self) -> int:
-        """What the workers said, or as much as is known of a stream that was cut off."""
-        if not self._tape.started:
-            return 0
-        prompt_tokens = self._prompt_tokens
-        for finished in self._tape.finished:
-            prompt_tokens = finished.usage.prompt_tokens
-        return prompt_tokens + self._tape.tokens
-
-
-def _why(error: BaseException) -> AdmissionOutcome:
-    if isinstance(error, LateRefusal):
-        return "waited_too_long"
-    return "too_late" if isinstance(error, Overloaded) else "left"

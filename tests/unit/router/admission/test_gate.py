@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from router.admission.gate import Admission, Place
+from router.admission.gate import Admission
+from router.admission.place import Place
 from router.admission.priority import PriorityClass
 from router.settings import AdmissionSettings
 from router.tape import Tape
