@@ -26,8 +26,8 @@ import numpy as np
 
 from benchmarks.index_scale import read_vectors, write_entries
 from benchmarks.store_restart import MAX_BYTES, ignore_removal, store_entry
+from cache_svc.durable.opening import Opened, open_durable_store
 from cache_svc.durable.restore import restore_vectors
-from cache_svc.durable.store import Opened, open_durable_store
 from cache_svc.entry import Entry
 from cache_svc.growing_index import Builder, GrowingIndex
 from cache_svc.open_index import SNAPSHOTS, OpenIndex, open_index

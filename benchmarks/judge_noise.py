@@ -25,7 +25,7 @@ from cache_svc.bound_settings import BoundSettings
 from cache_svc.embedders.onnx import OnnxEmbedder
 from cache_svc.embedding_queue import EmbeddingQueue
 from cache_svc.judge import AnswerJudge, Judge
-from cache_svc.serve import MINILM_WEIGHTS
+from cache_svc.open_embedder import MINILM_WEIGHTS
 from cache_svc.settings import SemanticSettings
 from inference_svc.engine import Chat, ChatMessage, Engine, GenerationRequest
 from inference_svc.engines.openvino import OpenVinoEngine

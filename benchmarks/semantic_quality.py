@@ -27,7 +27,7 @@ from benchmarks.statistics import quantile
 from cache_svc.embedders.onnx import OnnxEmbedder
 from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.lexical_guard import LexicalGuard
-from cache_svc.serve import MINILM_WEIGHTS
+from cache_svc.open_embedder import MINILM_WEIGHTS
 from cache_svc.settings import SemanticSettings
 from sidecache import weights
 

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.cpu_time import resident_mb
+from cache_svc.durable.opening import open_durable_store
 from cache_svc.durable.restore import restore_vectors
-from cache_svc.durable.store import open_durable_store
 from cache_svc.entry import Entry, Key
 from cache_svc.faiss_index import FaissIndex
 from cache_svc.scoped_index import ScopedIndex

@@ -10,7 +10,7 @@ from cache_svc.bound.bounds import BoundRules, Bounds
 from cache_svc.bound.noise import JudgeNoise
 from cache_svc.bound.scope import Regime, Rules
 from cache_svc.bound_settings import BoundSettings
-from cache_svc.durable.store import Opened
+from cache_svc.durable.opening import Opened
 from cache_svc.embedding_queue import EmbeddingQueue
 from cache_svc.gate import Gate
 from cache_svc.judge import AnswerJudge

@@ -10,23 +10,21 @@ from dataclasses import dataclass
 import grpc
 
 from cache_svc.departures import Departures
+from cache_svc.durable.opening import Opened
 from cache_svc.durable.restore import restore_vectors
-from cache_svc.durable.store import DurableStore, Opened, open_durable_store
-from cache_svc.embedder import Embedder
-from cache_svc.embedders.onnx import OnnxEmbedder
-from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
 from cache_svc.embedding_queue import EmbeddingQueue
 from cache_svc.gate import Gate
 from cache_svc.growing_index import Builder
 from cache_svc.intake import Intake, IntakeLimits
 from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.learning import Learning
-from cache_svc.learnt import Learnt, lineage
 from cache_svc.lexical_guard import LexicalGuard
 from cache_svc.lookup import LookupPath, SemanticTier
 from cache_svc.new_entry_rate import NewEntryRate
+from cache_svc.open_embedder import open_queue
 from cache_svc.open_gate import OpenGate, open_gate
 from cache_svc.open_index import OpenIndex, open_index
+from cache_svc.open_store import keep_learnt, keep_swept, open_durable, open_store
 from cache_svc.owned_task import owned_task
 from cache_svc.prefix_tier import open_prefix_tier
 from cache_svc.quarantine import Quarantine
@@ -35,18 +33,13 @@ from cache_svc.scoped_index import ScopedIndex
 from cache_svc.service import SERVICE_NAME, CacheService
 from cache_svc.settings import CacheSettings, SemanticSettings
 from cache_svc.stats import Stats
-from cache_svc.store import AnswerStore, Clock, MemoryStore
-from cache_svc.vector_index import VectorRefused, check_vector
+from cache_svc.store import AnswerStore, Clock
 from cache_svc.verifier import PairVerifier
 from observability.metrics.cache import StoreMetrics
 from observability.metrics.shared import LookupMetrics
 from observability.server import RunningServer, open_server
 from observability.telemetry import Telemetry
-from sidecache import weights
-from sidecache.errors import SetupError
 from sidecache.v1 import cache_pb2_grpc
-
-MINILM_WEIGHTS = "minilm-l6-v2-int8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +76,8 @@ async def serve(
         shared = await _open_shared(stack, settings, telemetry, clock)
         queue = shared.queue
         departures = Departures(shared.index, shared.stats)
-        durable = await _open_durable(stack, settings, queue, clock, departures)
-        store = _store(settings, durable, clock, departures)
+        durable = await open_durable(stack, settings, queue, clock, departures)
+        store = open_store(settings, durable, clock, departures)
         departures.metrics = _store_metrics(telemetry, store)
         opened = _open_gate(shared, durable)
         tier = await _open_tier(shared, None if opened is None else opened.gate)
@@ -97,12 +90,12 @@ async def serve(
             returning = _bring_vectors_back(durable, shared, quarantine)
             await stack.enter_async_context(owned_task(returning, "vectors from disk"))
             learnt = None if opened is None else opened.learnt
-            keeping = _keep_learnt(durable.store, learnt, settings.store.learnt_interval_s)
+            keeping = keep_learnt(durable.store, learnt, settings.store.learnt_interval_s)
             await stack.enter_async_context(owned_task(keeping, "learnt to disk"))
         service.prefix = await stack.enter_async_context(
             open_prefix_tier(settings.prefix, telemetry)
         )
-        sweep = _sweep(store, settings.sweep_interval_s)
+        sweep = keep_swept(store, settings.sweep_interval_s)
         await stack.enter_async_context(owned_task(sweep, "expiry sweep"))
 
         def register(server: grpc.aio.Server) -> None:
@@ -122,36 +115,9 @@ async def _open_shared(
     builder = stack.enter_context(Builder())
     queue = None
     if settings.semantic.enabled:
-        queue = await stack.enter_async_context(_open_queue(settings.semantic))
+        queue = await stack.enter_async_context(open_queue(settings.semantic))
     indexes = await asyncio.to_thread(_open_index, settings, queue, executor, builder)
     return _Shared(settings, telemetry, clock, Stats(), queue, indexes, executor)
-
-
-async def _open_durable(
-    stack: AsyncExitStack,
-    settings: CacheSettings,
-    queue: EmbeddingQueue | None,
-    clock: Clock,
-    departures: Departures,
-) -> Opened | None:
-    """The store on disk with all its answers, or None where memory is all there is."""
-    if settings.store.path is None:
-        return None
-    opening = open_durable_store(
-        settings.store.path,
-        settings.max_bytes,
-        clock,
-        departures,
-        fingerprint="" if queue is None else queue.fingerprint,
-        lineage=b"" if queue is None else lineage(settings.semantic.bound, queue.fingerprint),
-        durability=settings.store.durability,
-        on_corrupt=settings.store.on_corrupt,
-        max_waiting_bytes=settings.store.max_waiting_bytes,
-    )
-    # A million answers take some seconds, in which a signal must be heard.
-    opened = await asyncio.to_thread(opening.__enter__)
-    stack.push(opening.__exit__)
-    return opened
 
 
 def _open_quarantine(settings: SemanticSettings, durable: Opened | None) -> Quarantine:
@@ -186,14 +152,6 @@ def _open_index(
         dimension=0 if queue is None else queue.dimension,
         fingerprint="" if queue is None else queue.fingerprint,
     )
-
-
-def _store(
-    settings: CacheSettings, durable: Opened | None, clock: Clock, departures: Departures
-) -> AnswerStore:
-    if durable is not None:
-        return durable.store
-    return MemoryStore(settings.max_bytes, clock, departures)
 
 
 def _store_metrics(telemetry: Telemetry, store: AnswerStore) -> StoreMetrics:
@@ -245,20 +203,6 @@ def _open_gate(shared: _Shared, durable: Opened | None) -> OpenGate | None:
     return open_gate(bound, shared.queue, shared.stats, shared.telemetry.meter, durable)
 
 
-async def _keep_learnt(store: DurableStore, learnt: Learnt | None, interval_s: float) -> None:
-    """Write hits and what was learnt again and again, and once more at the end."""
-    try:
-        while True:
-            await asyncio.sleep(interval_s)
-            store.write_uses()
-            if learnt is not None:
-                learnt.write()
-    finally:
-        store.write_uses()
-        if learnt is not None:
-            learnt.write()
-
-
 async def _open_tier(shared: _Shared, gate: Gate | None) -> SemanticTier | None:
     """The semantic tier; None where it is off."""
     settings, queue = shared.settings.semantic, shared.queue
@@ -286,54 +230,7 @@ def _limits(settings: CacheSettings) -> IntakeLimits:
     )
 
 
-@asynccontextmanager
-async def _open_queue(settings: SemanticSettings) -> AsyncIterator[EmbeddingQueue]:
-    embedder = await asyncio.to_thread(_load_embedder, settings)
-    async with EmbeddingQueue.open(
-        embedder,
-        max_batch=settings.max_batch,
-        max_waiting=settings.max_waiting,
-        max_text_bytes=settings.max_text_bytes,
-        kept_vectors=settings.kept_vectors,
-    ) as queue:
-        yield queue
-
-
 def _load_verifier(settings: SemanticSettings) -> PairVerifier:
     """The verifier that the settings name; a tier that is off needs no weights."""
     learned = settings.enabled and settings.verifier == "learned"
     return LearnedVerifier() if learned else LexicalGuard()
-
-
-def _load_embedder(settings: SemanticSettings) -> Embedder:
-    """The embedder that the settings name, after it has shown that it works."""
-    embedder: Embedder
-    if settings.embedder == "sentence-transformers":
-        if settings.embedder_path is None:
-            raise SetupError(
-                "semantic.embedder_path is not set; it must be the folder of a "
-                "sentence-transformers model"
-            )
-        embedder = SentenceTransformersEmbedder(
-            settings.embedder_path,
-            window_tokens=settings.window_tokens,
-            device=settings.embedder_device,
-        )
-    else:
-        embedder = OnnxEmbedder(
-            settings.embedder_path or weights.locate(MINILM_WEIGHTS),
-            window_tokens=settings.window_tokens,
-            threads=settings.embedder_threads,
-        )
-    try:
-        check_vector(embedder.embed(["warm up"])[0], embedder.dimension)
-    except VectorRefused as error:
-        raise SetupError(f"the embedder returned no unit vector: {error.text}") from error
-    return embedder
-
-
-async def _sweep(store: AnswerStore, interval_s: float) -> None:
-    """Give back the memory of answers past their time, asked for or not."""
-    while True:
-        await asyncio.sleep(interval_s)
-        store.expire()

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cache_svc.durable.store import open_durable_store
+from cache_svc.durable.opening import open_durable_store
 from cache_svc.entry import DuplicateId, Entry
 from cache_svc.store import (
     AnswerStore,

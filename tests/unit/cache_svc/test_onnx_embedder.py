@@ -9,7 +9,7 @@ import pytest
 from cache_svc.embedder import NotComparable
 from cache_svc.embedders.onnx import MINILM_TOKENIZER, OnnxEmbedder
 from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
-from cache_svc.serve import _load_embedder
+from cache_svc.open_embedder import load_embedder
 from cache_svc.settings import SemanticSettings
 from sidecache.errors import SetupError
 
@@ -114,4 +114,4 @@ def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_sentence_transformers_needs_a_folder() -> None:
     """Choosing the other embedder without its model names the setting."""
     with pytest.raises(SetupError, match=r"semantic\.embedder_path"):
-        _load_embedder(SemanticSettings(embedder="sentence-transformers"))
+        load_embedder(SemanticSettings(embedder="sentence-transformers"))
