@@ -9,14 +9,10 @@ from sidecache.errors import Draining, SidecacheError
 
 
 class Lifecycle:
-    """Admits streams until the worker drains or its engine dies; ends what is left.
+    """Admits streams until the worker drains or its engine dies; ends what is left."""
 
-    Args:
-        closed: called once, when no more requests are taken.
-    """
-
-    def __init__(self, closed: Callable[[], None]) -> None:
-        self._closed = closed
+    def __init__(self) -> None:
+        self._when_closed: list[Callable[[], None]] = []
         self._streams: set[Coalescer] = set()
         self._refusal: SidecacheError | None = None
         self._idle = asyncio.Event()
@@ -34,6 +30,10 @@ class Lifecycle:
             # A new one each time: an exception that is raised twice collects tracebacks.
             raise type(self._refusal)(self._refusal.text)
 
+    def when_closed(self, tell: Callable[[], None]) -> None:
+        """Have this called once, when no more requests are taken."""
+        self._when_closed.append(tell)
+
     @contextmanager
     def running(self, stream: Coalescer) -> Iterator[None]:
         """Count a stream for as long as the block runs."""
@@ -50,7 +50,8 @@ class Lifecycle:
         """Take no more requests; the first reason given stays."""
         if self._refusal is None:
             self._refusal = refusal
-            self._closed()
+            for tell in self._when_closed:
+                tell()
 
     async def drain(self, grace_s: float) -> int:
         """Admit nothing more and wait for the running streams.

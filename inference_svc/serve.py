@@ -69,7 +69,8 @@ async def serve_engine(
         telemetry: records each call.
         ledger: has listened to the engine since before it was loaded.
     """
-    lifecycle = Lifecycle(ledger.close)
+    lifecycle = Lifecycle()
+    lifecycle.when_closed(ledger.close)
     inference = InferenceServicer(engine, settings, GenerationRecorder(telemetry), lifecycle)
     worker = WorkerServicer(engine, settings, lifecycle, ledger, epoch=uuid.uuid4().hex)
     QueueMetrics(telemetry.meter, "engine", lambda: engine.load_figures().waiting_sequences)
@@ -88,7 +89,9 @@ async def serve_engine(
         end_streams=ledger.close,
     )
     async with server as running:
-        watch = asyncio.create_task(_watch_engine(engine, lifecycle, running))
+        # Whoever follows the health learns of a drain, or of the engine's death, at once.
+        lifecycle.when_closed(lambda: running.set_serving(False))
+        watch = asyncio.create_task(_watch_engine(engine, lifecycle))
         try:
             yield running
         finally:
@@ -155,9 +158,8 @@ def _make_remote(settings: WorkerSettings, slots: Slots) -> Engine:
     return RemoteEngine(path, name, settings.remote, slots)
 
 
-async def _watch_engine(engine: Engine, lifecycle: Lifecycle, running: RunningServer) -> None:
-    """Once the engine is dead, say so to health checks and refuse at the door."""
+async def _watch_engine(engine: Engine, lifecycle: Lifecycle) -> None:
+    """Once the engine is dead, refuse at the door."""
     failure = await engine.wait_failed()
     logger.error("the engine failed: %s", failure.text)
     lifecycle.close(failure)
-    running.set_serving(False)

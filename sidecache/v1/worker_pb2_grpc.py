@@ -72,8 +72,8 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Stops admitting; returns when every running stream has ended or the
-        grace period is over.
+        """Stops admitting and says NOT_SERVING to health checks; returns when every running
+        stream has ended or the grace period is over. There is no way back but a restart.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

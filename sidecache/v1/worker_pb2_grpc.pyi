@@ -34,8 +34,8 @@ class WorkerServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_worker_pb2.GetModelRequest, _worker_pb2.GetModelResponse]
     GetLoad: _grpc.UnaryUnaryMultiCallable[_worker_pb2.GetLoadRequest, _worker_pb2.GetLoadResponse]
     Drain: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]
-    """Stops admitting; returns when every running stream has ended or the
-    grace period is over.
+    """Stops admitting and says NOT_SERVING to health checks; returns when every running
+    stream has ended or the grace period is over. There is no way back but a restart.
     """
     SubscribeKvEvents: _grpc.UnaryStreamMultiCallable[_worker_pb2.SubscribeKvEventsRequest, _worker_pb2.SubscribeKvEventsResponse]
     """A snapshot of the KV cache's blocks, then every change. UNIMPLEMENTED where
@@ -48,8 +48,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetModelRequest, _worker_pb2.GetModelResponse]  # type: ignore[assignment]
     GetLoad: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetLoadRequest, _worker_pb2.GetLoadResponse]  # type: ignore[assignment]
     Drain: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]  # type: ignore[assignment]
-    """Stops admitting; returns when every running stream has ended or the
-    grace period is over.
+    """Stops admitting and says NOT_SERVING to health checks; returns when every running
+    stream has ended or the grace period is over. There is no way back but a restart.
     """
     SubscribeKvEvents: _aio.UnaryStreamMultiCallable[_worker_pb2.SubscribeKvEventsRequest, _worker_pb2.SubscribeKvEventsResponse]  # type: ignore[assignment]
     """A snapshot of the KV cache's blocks, then every change. UNIMPLEMENTED where
@@ -77,8 +77,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.DrainResponse, _abc.Awaitable[_worker_pb2.DrainResponse]]:
-        """Stops admitting; returns when every running stream has ended or the
-        grace period is over.
+        """Stops admitting and says NOT_SERVING to health checks; returns when every running
+        stream has ended or the grace period is over. There is no way back but a restart.
         """
 
     @_abc_1.abstractmethod

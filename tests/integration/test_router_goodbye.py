@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from sidecache.v1 import inference_pb2 as pb
-from sidecache.v1 import inference_pb2_grpc, worker_pb2_grpc
+from sidecache.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from tests.fixtures.stack import scripted_stack
 from tests.integration.test_router_migration import events_of, ids_of, moves_of, reference
 
@@ -27,6 +27,28 @@ async def test_a_drain_that_outlasts_its_grace_moves_the_streams(tmp_path: Path)
         events = await asking
         assert ids_of(events) == await reference(stack, "hello", 80)
         assert len(moves_of(events)) == 1
+
+
+async def test_the_drain_call_is_heard_by_routers(tmp_path: Path) -> None:
+    """No router asks a worker again that an operator drained; what runs there ends there."""
+    async with scripted_stack(tmp_path, workers=[PACED, PACED], with_cache=False) as stack:
+        asking = asyncio.create_task(events_of(stack.client, "hello", max_tokens=80))
+        async with asyncio.timeout(5):
+            while not any(w.engine.load_figures().running_sequences for w in stack.workers):
+                await asyncio.sleep(0.005)
+        busy = next(w for w in stack.workers if w.engine.load_figures().running_sequences)
+        async with grpc.aio.insecure_channel(busy.server.address) as channel:
+            drain = asyncio.ensure_future(
+                worker_pb2_grpc.WorkerServiceStub(channel).Drain(worker_pb2.DrainRequest())
+            )
+            async with asyncio.timeout(5):
+                while (await stack.client.models())[0].ready_workers != 1:
+                    await asyncio.sleep(0.005)
+            assert moves_of(await asking) == []
+            assert (await drain).aborted_streams == 0
+        for number in range(4):
+            await stack.client.complete(f"after {number}", max_tokens=1)
+        assert busy.engine.load_figures().running_sequences == 0
 
 
 class LastWord(inference_pb2_grpc.InferenceServiceServicer, worker_pb2_grpc.WorkerServiceServicer):

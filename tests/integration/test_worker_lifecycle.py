@@ -113,6 +113,7 @@ async def test_drain_lets_streams_finish_and_admits_none() -> None:
         drain = asyncio.ensure_future(served.control.Drain(worker_pb2.DrainRequest(grace=grace)))
         while not (await served.load()).draining:
             pass
+        assert await served.health() == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(Unavailable, match="drains"):
             await served.events(pb.GenerateRequest(text="x"))
         assert (await drain).aborted_streams == 0
