@@ -1,7 +1,9 @@
 """The scale signal on a bursty load, simulated: how soon it reacts, and how far it overshoots.
 
     python -m benchmarks.scale --json -
+    python -m benchmarks.scale --trace FILE --format mooncake --json -
 
+With ``--trace`` the arrivals and lengths of a recorded load take the place of the made ones.
 Simulated time; the signal is the router's own code. A fleet of workers with slots serves first
 come, first served; a worker that the signal asks for serves a provisioning time later, one that
 it no longer asks for goes as soon as it is idle. What could not start within ``max_wait_s`` is
@@ -12,7 +14,7 @@ import argparse
 import heapq
 import json
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 
 from benchmarks.arrivals import Arrival, Burstiness, arrivals, step
 from benchmarks.statistics import quantile
+from benchmarks.traces import NATIVE_BLOCKS, load_trace
 from router.admission.scale import ArrivalRate, Demand, ScaleSignal
 from router.settings import ScaleSettings
 
@@ -159,11 +162,37 @@ def reaction(fleet: Fleet, settings: ScaleSettings, factor: float, seed: int) ->
 def bursts(
     fleet: Fleet, settings: ScaleSettings, load: Burstiness, duration_s: float, seed: int
 ) -> dict[str, Any]:
-    """Hours of bursts: followed, and beside them two fleets of a fixed size."""
+    """Hours of bursts that are made from a seed."""
     requests = list(arrivals(load, duration_s, seed))
     mean_s = sum(fleet.service_s(r) for r in requests) / len(requests)
+    peak = load.rate * load.burst_factor * mean_s / fleet.slots
+    return followed(fleet, settings, requests, peak)
+
+
+def recorded(fleet: Fleet, settings: ScaleSettings, path: Path, form: str) -> dict[str, Any]:
+    """A recorded load; its peak is the busiest minute."""
+    requests = [
+        Arrival(each.at_s, each.input_tokens, each.output_tokens) for each in load_trace(path, form)
+    ]
+    minutes: Counter[int] = Counter()
+    for each in requests:
+        minutes[int(each.at_s // 60)] += 1
+    mean_s = sum(fleet.service_s(r) for r in requests) / len(requests)
+    return followed(fleet, settings, requests, max(minutes.values()) / 60 * mean_s / fleet.slots)
+
+
+def followed(
+    fleet: Fleet, settings: ScaleSettings, requests: Sequence[Arrival], peak_load: float
+) -> dict[str, Any]:
+    """A load with the signal followed, and beside it two fleets of a fixed size.
+
+    One is for the mean load, and one for ``peak_load``: workers that would be busy all
+    the time at the peak.
+    """
+    duration_s = requests[-1].at_s
+    mean_s = sum(fleet.service_s(r) for r in requests) / len(requests)
     mean_load = len(requests) / duration_s * mean_s / fleet.slots
-    peak = load.rate * load.burst_factor * mean_s / fleet.slots / settings.target_utilization
+    peak = peak_load / settings.target_utilization
     sizes = {"mean": max(1, round(mean_load + 0.5)), "peak": max(1, round(peak + 0.5))}
     result: dict[str, Any] = {"requests": len(requests)}
     for name, workers in {"followed": sizes["mean"], **sizes}.items():
@@ -182,9 +211,11 @@ def bursts(
     return result
 
 
-def run(seed: int, hours: float) -> dict[str, Any]:
+def run(seed: int, hours: float, trace: Path | None, form: str) -> dict[str, Any]:
     """All of it; its keys are described in docs/performance.md."""
     fleet, settings = Fleet(), ScaleSettings()
+    if trace is not None:
+        return {"recorded": recorded(fleet, settings, trace, form)}
     return {
         "jump": {f"x{f:g}": reaction(fleet, settings, f, seed) for f in (2.0, 5.0, 10.0)},
         "bursts": bursts(fleet, settings, Burstiness(), hours * 3600, seed),
@@ -199,8 +230,10 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", default="-", help="where to write; - is stdout")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--hours", type=float, default=4.0, help="of bursts")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="a recorded load")
+    parser.add_argument("--format", choices=sorted(NATIVE_BLOCKS), default="mooncake")
     options = parser.parse_args()
-    text = json.dumps(run(options.seed, options.hours), indent=2)
+    text = json.dumps(run(options.seed, options.hours, options.trace, options.format), indent=2)
     if options.json == "-":
         sys.stdout.write(text + "\n")
     else:
