@@ -171,6 +171,23 @@ async def test_who_gives_up_meanwhile_gets_nothing_more(service: ScriptedService
         await service.detached.wait()
 
 
+async def test_who_gave_up_before_does_not_return(service: ScriptedService) -> None:
+    """The connection's loss had come already, unread, when its caller left."""
+    service.script, service.attach = lost, going_on(*REST)
+    async with (
+        asyncio.timeout(10),
+        SidecacheClient(service.address) as client,
+        client.generate("hi", resume=True) as stream,
+    ):
+        await anext(stream)
+        await anext(stream)
+        await stream._call.code()  # type: ignore[union-attr]  # a call of Generate
+        stream.cancel()
+        with pytest.raises(errors.Unavailable, match="connection reset"):
+            await anext(stream)
+    assert not service.attached
+
+
 async def test_a_stream_that_was_attached_to_can_be_lost_before_it_starts(
     service: ScriptedService,
 ) -> None:

@@ -23,5 +23,5 @@ def test_only_whole_blocks_of_a_retained_prefix_are_kept() -> None:
     prompt = range(3 * SIZE)
     serve(cache, *prompt, retained=SIZE + 1)
     for number in range(1, 9):
-        serve(cache, *range(100 * number, 100 * number + 3 * SIZE))
+        serve(cache, *range(100 * number, 100 * number + 2 * SIZE))
     assert serve(cache, *prompt).cached_tokens == SIZE
