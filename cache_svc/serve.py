@@ -155,7 +155,12 @@ def _open_index(
 
 
 def _store_metrics(telemetry: Telemetry, store: AnswerStore) -> StoreMetrics:
-    return StoreMetrics(telemetry.meter, lambda: store.usage().entries, lambda: store.usage().bytes)
+    return StoreMetrics(
+        telemetry.meter,
+        lambda: store.usage().entries,
+        lambda: store.usage().bytes,
+        lambda: store.lost_answers,
+    )
 
 
 def _open_learning(

@@ -27,7 +27,7 @@ class StoreMetrics:
         meter: Meter,
         entries: Callable[[], int],
         stored_bytes: Callable[[], int],
-        lost: Callable[[], int] = lambda: 0,
+        lost: Callable[[], int],
     ) -> None:
         self._stores = meter.create_counter(
             names.CACHE_STORES, unit="{entry}", description="Entries offered, by result"

@@ -8,12 +8,14 @@ import grpc
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from observability import names
 from observability.settings import TelemetrySettings
 from observability.telemetry import Telemetry
 from sidecache.errors import InvalidRequest, SetupError, SidecacheError, from_rpc_error
 from sidecache.v1 import cache_pb2
 from tests.fixtures.cache import Sidecar, answer_of, open_sidecar, text_of, wire_key
 from tests.fixtures.durable import small_disk
+from tests.unit.observability.conftest import End
 
 FRANCE = "What is the capital of France?"
 
@@ -159,8 +161,10 @@ async def test_a_flood_of_new_entries_is_refused(tmp_path: Path) -> None:
 async def test_a_full_disk_refuses_and_serves_on(tmp_path: Path) -> None:
     """Where the disk is full, Store says REFUSED and counts it, and what is kept is served."""
     with small_disk(tmp_path / "disk", "size=4m") as disk:
-        off = {"enabled": False}
-        async with open_sidecar(tmp_path, store={"path": disk}, semantic=off) as sidecar:
+        off, end = {"enabled": False}, End.start("sidecache-cache")
+        async with open_sidecar(
+            tmp_path, telemetry=end.telemetry, store={"path": disk}, semantic=off
+        ) as sidecar:
             assert (await sidecar.store("before")).entry_id
             refused = 0
             for number in range(8):
@@ -169,6 +173,9 @@ async def test_a_full_disk_refuses_and_serves_on(tmp_path: Path) -> None:
             assert refused > 2
             assert (await sidecar.stats()).refused == refused
             assert (await sidecar.stats()).entries == 9 - refused
+            lost = (await sidecar.stats()).lost_answers
+            assert [p.value for p in end.points(names.CACHE_LOST_ANSWERS)] == [lost]
+            assert lost
             assert (await sidecar.lookup("before")).HasField("hit")
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
-from inference_svc.engine import Chat, ChatMessage, Retention
+from inference_svc.engine import Chat, ChatMessage, Retention, Tool
 from inference_svc.engines.scripted import ScriptedEngine
 from inference_svc.retention import read_retention
 from inference_svc.settings import ScriptedSettings
@@ -44,6 +45,29 @@ async def test_no_number_means_the_whole_prompt() -> None:
         retention = await read(CHAT, ids, leading_messages=leading_messages)
         assert retention is not None
         assert retention.prompt_tokens == len(ids)
+
+
+async def test_leading_messages_are_rendered_with_the_prompts_tools() -> None:
+    """Templates write tools before the messages: without them nothing would be in common."""
+    chat = Chat(CHAT.messages, (Tool("add", "Adds.", "{}"),))
+
+    async def tokenize(rendered: Chat) -> list[int]:
+        tools = [-1 for _ in rendered.tools]
+        return tools + [token for turn in rendered.messages for token in map(ord, turn.content)]
+
+    wish = pb.PrefixRetention(priority=7, leading_messages=1)
+    request, ids = pb.GenerateRequest(retention=wish), await tokenize(chat)
+    retention = await read_retention(request, chat, ids, tokenize)
+    assert retention == Retention(1 + len("Be brief."), 7, None)
+
+
+async def test_a_duration_is_read_in_seconds() -> None:
+    """To the nanosecond."""
+    wish = pb.PrefixRetention(priority=1, duration=Duration(seconds=90, nanos=500_000_000))
+    retention = await read_retention(
+        pb.GenerateRequest(retention=wish), "text", (1, 2), ENGINE.tokenize
+    )
+    assert retention == Retention(2, 1, 90.5)
 
 
 @pytest.mark.parametrize("prompt", ["text", (1, 2, 3)])

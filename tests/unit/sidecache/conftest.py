@@ -1,4 +1,4 @@
-"""A real grpc.aio server whose Generate plays what a test tells it to."""
+"""A real grpc.aio server whose Generate and Attach play what a test tells them to."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,13 +15,21 @@ from sidecache.v1 import inference_pb2_grpc
 
 Context = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 Script = Callable[[Context], Awaitable[None]]
+AttachContext = grpc.aio.ServicerContext[pb.AttachRequest, pb.AttachResponse]
+AttachScript = Callable[[AttachContext], Awaitable[None]]
 
 
 @dataclass
 class ScriptedService(inference_pb2_grpc.InferenceServiceServicer):
-    """Plays ``script``; remembers what it was sent and when a call ended."""
+    """Plays ``script``; remembers what it was sent and when a call ended.
+
+    ``attach`` is played by Attach; ``attached`` and ``detached`` are of its calls.
+    """
 
     script: Script | None = None
+    attach: AttachScript | None = None
+    attached: list[pb.AttachRequest] = field(default_factory=list)
+    detached: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[pb.GenerateRequest] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -34,16 +42,20 @@ class ScriptedService(inference_pb2_grpc.InferenceServiceServicer):
         try:
             await self.script(context)
         except SidecacheError as error:
-            status = to_status(error)
-            context.set_trailing_metadata(
-                (("grpc-status-details-bin", status.SerializeToString()),)
-            )
-            await context.abort(error.code, error.text)
+            await _abort(context, error)
         finally:
             self.ended.set()
 
-    async def Attach(self, request: pb.AttachRequest, context: object) -> None:
-        raise NotImplementedError
+    async def Attach(self, request: pb.AttachRequest, context: AttachContext) -> None:
+        self.attached.append(request)
+        self.metadata.append(dict(context.invocation_metadata() or ()))
+        assert self.attach is not None
+        try:
+            await self.attach(context)
+        except SidecacheError as error:
+            await _abort(context, error)
+        finally:
+            self.detached.set()
 
     async def ListModels(
         self, _request: pb.ListModelsRequest, _context: object
@@ -58,6 +70,12 @@ class ScriptedService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.ReportWrongAnswerRequest, _context: object
     ) -> pb.ReportWrongAnswerResponse:
         raise NotImplementedError
+
+
+async def _abort(context: Context | AttachContext, error: SidecacheError) -> None:
+    details = to_status(error).SerializeToString()
+    context.set_trailing_metadata((("grpc-status-details-bin", details),))
+    await context.abort(error.code, error.text)
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """A call goes to the next router before its first event, and never after."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from sidecache.client import SidecacheClient
 from sidecache.errors import InvalidRequest
 from sidecache.failover import FailOverChannel
 
+KEY = (("authorization", "Bearer k"),)
 UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
 
 
@@ -18,7 +20,7 @@ def failed(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
 
 
 class Call:
-    """What a router answers: messages, then an error or the end."""
+    """What a router answers: messages, then an error or the end; a number is seconds to wait."""
 
     def __init__(self, script: Sequence[Any]) -> None:
         self._script = list(script)
@@ -26,6 +28,9 @@ class Call:
 
     async def read(self) -> Any:
         said = self._script.pop(0)
+        if isinstance(said, float):
+            await asyncio.sleep(said)
+            said = self._script.pop(0)
         if isinstance(said, BaseException):
             raise said
         return said
@@ -36,14 +41,16 @@ class Call:
 
 
 class Router(grpc.aio.Channel):
-    """A channel to a router whose calls follow a script."""
+    """A channel to a router whose calls follow a script; ``asked`` has their timeouts."""
 
     def __init__(self, *script: Any) -> None:
         self.script = script
         self.asked: list[float] = []
+        self.metadata: list[Any] = []
+        self.is_closed = False
 
     def _start(self, _request: Any, *, metadata: Any, **options: float) -> Call:
-        del metadata
+        self.metadata.append(metadata)
         self.asked.append(options["timeout"])
         return Call(self.script)
 
@@ -60,7 +67,7 @@ class Router(grpc.aio.Channel):
     get_state = stream_unary
 
     async def close(self, grace: float | None = None) -> None:
-        pass
+        self.is_closed = True
 
     async def channel_ready(self) -> None:
         pass
@@ -77,7 +84,7 @@ class Router(grpc.aio.Channel):
 
 async def read_all(channel: grpc.aio.Channel) -> list[Any]:
     generate: Any = channel.unary_stream("/Generate")
-    call, messages = generate("request", timeout=5.0, metadata=()), []
+    call, messages = generate("request", timeout=5.0, metadata=KEY), []
     while (message := await call.read()) is not grpc.aio.EOF:
         messages.append(message)
     return messages
@@ -126,9 +133,57 @@ async def test_unary_calls_go_on_too() -> None:
     one, two = Router(failed(UNAVAILABLE)), Router("models", grpc.aio.EOF)
     channel = FailOverChannel([one, two])
     list_models: Any = channel.unary_unary("/ListModels")
-    assert await list_models("request", timeout=5.0, metadata=()) == "models"
+    assert await list_models("request", timeout=5.0, metadata=KEY) == "models"
     assert await read_all(channel) == ["models"]
     assert len(one.asked) == 1
+
+
+async def test_every_router_gets_the_callers_key() -> None:
+    """The second one would refuse him else."""
+    one, two = Router(failed(UNAVAILABLE)), Router("a", grpc.aio.EOF)
+    await read_all(FailOverChannel([one, two]))
+    list_models: Any = FailOverChannel([one, two]).unary_unary("/ListModels")
+    await list_models("request", timeout=5.0, metadata=KEY)
+    assert one.metadata == two.metadata == [KEY, KEY]
+
+
+async def test_the_next_router_has_what_is_left_of_the_deadline() -> None:
+    """All of them together take no longer than one may."""
+    one, two = Router(0.05, failed(UNAVAILABLE)), Router("a", grpc.aio.EOF)
+    await read_all(FailOverChannel([one, two]))
+    list_models: Any = FailOverChannel([one, two]).unary_unary("/ListModels")
+    await list_models("request", timeout=5.0, metadata=KEY)
+    assert len(two.asked) == 2
+    assert max(two.asked) < 4.96
+
+
+async def test_who_has_left_is_served_by_nobody_else() -> None:
+    """A cancelled call ends CANCELLED, which is no router's goodbye then."""
+    one, two = Router(failed(CANCELLED)), Router("a", grpc.aio.EOF)
+    generate: Any = FailOverChannel([one, two]).unary_stream("/Generate")
+    call = generate("request", timeout=5.0, metadata=KEY)
+    call.cancel()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call.read()
+    assert not two.asked
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED])
+async def test_a_unary_refusal_is_told_too(code: grpc.StatusCode) -> None:
+    """Another router would say the same."""
+    one, two = Router(failed(code)), Router("models", grpc.aio.EOF)
+    list_models: Any = FailOverChannel([one, two]).unary_unary("/ListModels")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await list_models("request", timeout=5.0, metadata=KEY)
+    assert not two.asked
+
+
+async def test_every_connection_is_closed() -> None:
+    """With the channel that they are behind."""
+    routers = [Router(), Router()]
+    async with FailOverChannel(routers):
+        pass
+    assert all(router.is_closed for router in routers)
 
 
 def test_a_client_of_nobody_is_refused() -> None:

@@ -167,6 +167,30 @@ def test_a_later_wish_never_shortens_an_earlier_one() -> None:
     assert cache.match(chain(1, 1)) == 2
 
 
+def test_a_later_wish_never_lowers_an_earlier_one() -> None:
+    """Of two priorities for one prefix the higher holds, whichever came last."""
+    cache = PagedCache(4, Clock())
+    served(cache, 1, 1, retained=(90, None))
+    served(cache, 1, 1, retained=(10, None))
+    served(cache, 2, 2, retained=(50, None))
+    served(cache, 3, 3)
+    assert cache.match(chain(1, 1)) == 2
+    assert cache.match(chain(2, 2)) == 0
+
+
+def test_a_prolonged_wish_ends_too() -> None:
+    """Past the first time it is still kept, and past the second it is like any other."""
+    clock = Clock()
+    cache = PagedCache(4, clock)
+    served(cache, 1, 1, retained=(50, 10))
+    served(cache, 1, 1, retained=(50, 20))
+    for now, kept in ((15, 2), (25, 0)):
+        clock.now = now
+        for step in range(2, 9):
+            served(cache, step, step)
+        assert cache.match(chain(1, 1)) == kept
+
+
 def test_where_everything_is_in_use_nothing_is_stored() -> None:
     """Blocks in use are never taken from whoever uses them."""
     cache = PagedCache(2, Clock())
