@@ -80,7 +80,8 @@ class VllmSettings(SettingsPart):
     enforce_eager: bool = False
     """No compilation and no CUDA graphs: a start in seconds, fewer tokens a second."""
     batch_invariant: bool = False
-    """The same tokens whoever shares the batch (VLLM_BATCH_INVARIANT); slower, GPUs only."""
+    """The same tokens whoever shares the batch (VLLM_BATCH_INVARIANT); slower, GPUs only. Only with
+    it may greedy streams move to another worker in the middle of an answer."""
     load_format: Literal["auto", "safetensors", "dummy"] = "auto"
     """What the weights are stored as; dummy: random ones, for benchmarks."""
     quantization: Quantization | None = None
@@ -109,6 +110,15 @@ class VllmSettings(SettingsPart):
         for problem in _clashes(self):
             raise ValueError(problem)
         return self
+
+    @property
+    def exact(self) -> bool:
+        """Whether these settings let a greedy token depend on the tokens before it alone.
+
+        vLLM promises it of batch-invariant kernels. A rounded KV cache is left out: a
+        continuation prefills what was decoded before, and of rounding nothing is promised.
+        """
+        return self.batch_invariant and self.kv_cache_dtype == "auto" and self.quantization is None
 
 
 def _clashes(settings: VllmSettings) -> list[str]:

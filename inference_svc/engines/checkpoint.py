@@ -39,6 +39,11 @@ class Checkpoint:
         """Rows of the output layer: ids the model may give."""
         return int(_text_part(self.config)["vocab_size"])
 
+    @property
+    def quantized(self) -> bool:
+        """Whether config.json says that the weights are quantized."""
+        return any("quantization_config" in part for part in (self.config, _text_part(self.config)))
+
 
 def read_checkpoint(folder: Path, *, with_weights: bool = True) -> Checkpoint:
     """Check and hash a folder; takes as long as reading all of it.

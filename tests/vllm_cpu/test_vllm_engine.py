@@ -242,3 +242,21 @@ async def test_a_wrong_architecture_is_refused(tiny_llama: Path, tmp_path: Path)
             await engine.load()
     finally:
         await engine.aclose()
+
+
+async def test_no_exact_continuation_is_claimed_on_a_cpu(vllm_subject: VllmSubject) -> None:
+    """A router would move streams on the strength of it; only batch-invariant kernels earn it."""
+    assert not vllm_subject.engine.facts.capabilities.exact_continuation
+
+
+async def test_batch_invariance_on_a_cpu_is_refused(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for where there are no such kernels it would be claimed and not kept."""
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")  # so that it is taken back afterwards
+    engine = VllmEngine(tiny_llama, "m", VllmSettings(batch_invariant=True), Slots(1, 1))
+    try:
+        with pytest.raises(SetupError, match="batch_invariant needs a GPU"):
+            await engine.load()
+    finally:
+        await engine.aclose()

@@ -37,6 +37,23 @@ def test_the_defaults_stand_together() -> None:
     assert VllmSettings().kv_events
 
 
+@pytest.mark.parametrize(
+    ("values", "exact"),
+    [
+        ({}, False),
+        ({"batch_invariant": True}, True),
+        ({"batch_invariant": True, "tensor_parallel": 2}, True),
+        ({"batch_invariant": True, "kv_cache_dtype": "fp8"}, False),
+        ({"batch_invariant": True, "quantization": "fp8"}, False),
+    ],
+)
+def test_exact_is_claimed_only_of_batch_invariant_kernels(
+    values: dict[str, Any], exact: bool
+) -> None:
+    """Whoever moves streams in the middle of an answer relies on it."""
+    assert VllmSettings(**values).exact is exact
+
+
 def test_they_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """As every setting of a worker, nested ones by __."""
     monkeypatch.setenv("SIDECACHE_WORKER_ENGINE", "vllm")

@@ -38,6 +38,25 @@ def test_a_whole_folder_is_read(folder: Path) -> None:
     assert read_checkpoint(folder).revision != first.revision
 
 
+@pytest.mark.parametrize(
+    ("config", "quantized"),
+    [
+        ('{"architectures": ["A"], "vocab_size": 9}', False),
+        ('{"architectures": ["A"], "vocab_size": 9, "quantization_config": {}}', True),
+        (
+            '{"architectures": ["A"], "text_config": {"vocab_size": 9, "quantization_config": 1}}',
+            True,
+        ),
+    ],
+)
+def test_quantized_weights_are_known_from_the_config(
+    folder: Path, config: str, quantized: bool
+) -> None:
+    """Of the whole model, or of the part that writes; exactness is not claimed of them."""
+    (folder / "config.json").write_text(config)
+    assert read_checkpoint(folder).quantized is quantized
+
+
 def _truncate(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
