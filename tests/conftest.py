@@ -56,3 +56,12 @@ def llama_server(smollm2_path: Path) -> Iterator[str]:
 
     with LlamaServer(smollm2_path) as server:
         yield server.base_url
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def remote_subject(llama_server: str, smollm2_path: Path) -> AsyncIterator["Subject"]:
+    """The remote engine on llama.cpp's real server."""
+    from tests.fixtures.llama_server import remote  # noqa: PLC0415 - only if used
+
+    async with remote(llama_server, smollm2_path) as subject:
+        yield subject
