@@ -180,6 +180,7 @@ _ENGINES = {
     "vllm": "vllm",
     "tensorrt_llm": "tokenizers",
     "remote": "xllamacpp",
+    "remote_vllm": "vllm",
 }
 INSTALLED = [name for name, package in _ENGINES.items() if importlib.util.find_spec(package)]
 # No server of OpenAI's interface tells what its KV cache holds.
