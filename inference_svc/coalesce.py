@@ -134,7 +134,7 @@ class Coalescer:
             "".join([part.text for part in parts]),
             tuple([logprob for part in parts for logprob in part.logprobs]),
             parts[-1].finish_reason,
-            first.cached_prompt_tokens,
+            next((n for part in parts if (n := part.cached_prompt_tokens) is not None), None),
         )
 
     async def _read(self) -> None:

@@ -140,8 +140,9 @@ class TokenDelta:
             or by the possible beginning of a stop string.
         logprobs: one for each token, or empty if none were asked for.
         finish_reason: set on the last delta of the choice and nowhere else.
-        cached_prompt_tokens: on the first delta of the stream, how much of the prompt
-            was in the KV cache; None: the engine does not know.
+        cached_prompt_tokens: on one delta, how much of the prompt was in the KV cache: on
+            the first of the stream, or where the engine hears of it late, on a choice's last.
+            None on all: the engine does not know.
     """
 
     choice: int

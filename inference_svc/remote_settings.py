@@ -30,6 +30,9 @@ class RemoteSettings(SettingsPart):
     """Most tokens of prompt and answer; unset: as the server says."""
     exact_continuation: bool = False
     """That greedy tokens there do not depend on who shares the batch; no server tells."""
+    priorities: bool = False
+    """That requests of higher priority go first there (vLLM: ``--scheduling-policy priority``,
+    else it ignores them); no server tells."""
     adapters: dict[str, str] = Field(default_factory=dict)
     """LoRA adapters: name in requests to the server's model name."""
     connect_timeout_s: PositiveSeconds = 2.0

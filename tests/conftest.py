@@ -12,6 +12,7 @@ from tests.fixtures.checkpoint import make_checkpoint
 
 if TYPE_CHECKING:
     from tests.contract.engines import Subject
+    from tests.fixtures.vllm_server import VllmServer
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +57,38 @@ def llama_server(smollm2_path: Path) -> Iterator[str]:
 
     with LlamaServer(smollm2_path) as server:
         yield server.base_url
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def remote_subject(llama_server: str, smollm2_path: Path) -> AsyncIterator["Subject"]:
+    """The remote engine on llama.cpp's real server."""
+    from tests.fixtures.llama_server import remote  # noqa: PLC0415 - only if used
+
+    async with remote(llama_server, smollm2_path) as subject:
+        yield subject
+
+
+@pytest.fixture(scope="session")
+def vllm_server(
+    tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator["VllmServer"]:
+    """vLLM's own server with the tiny model, for everyone."""
+    from tests.fixtures.vllm_server import VllmServer  # noqa: PLC0415 - only if used
+
+    with VllmServer(tiny_llama, tmp_path_factory.mktemp("vllm") / "log") as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def remote_vllm_subject(
+    vllm_server: "VllmServer", tiny_llama: Path
+) -> AsyncIterator["Subject"]:
+    """The remote engine on vLLM's real server."""
+    from tests.fixtures.llama_server import remote  # noqa: PLC0415 - only if used
+    from tests.fixtures.tiny_llama import ADAPTER  # noqa: PLC0415
+    from tests.fixtures.vllm_server import MODEL  # noqa: PLC0415
+
+    async with remote(
+        vllm_server.base_url, tiny_llama, model=MODEL, priorities=True, adapters={ADAPTER: ADAPTER}
+    ) as subject:
+        yield subject

@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ MAX_CHOICES = 8
 _LOAD_RETRY_S = 0.5
 _PROBE_TEXT = "One, two, three, four, five, six: déjà vu! 日本"
 _PROBE_TOKENS = 8
+_USAGE_WAIT_S = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,9 @@ class RemoteEngine:
         self._server = RemoteServer(self._settings, self._slots.max_sequences)
         listed = await self._wait_for_model(self._server)
         owner = str(listed.get("owned_by", ""))
-        self._dialect = choose_dialect(self._settings.dialect, owner, self._tokenizer)
+        self._dialect = choose_dialect(
+            self._settings.dialect, owner, self._tokenizer, priorities=self._settings.priorities
+        )
         self._facts = self._describe(listed, owner)
         await self._warm_up()
         self._prober = asyncio.create_task(self._probe(self._server))
@@ -151,18 +155,28 @@ class RemoteEngine:
             raise EngineFailed("the engine was closed")
         model = self._settings.adapters.get(request.adapter, self._model)
         body = completion_body(self._dialect, model, request, prompt, done, seed)
-        first = ended = True
         async with aclosing(self._server.completions(body)) as events:
             async for event in events:
                 self._lives()
                 self._check_model(event, model)
                 step = self._checked(read_step(self._dialect, event, request.logprobs is not None))
-                if not step.token_ids and step.ended is None:
-                    continue
-                yield step if first else Step(step.token_ids, step.logprobs, step.ended, None)
-                first, ended = False, step.ended is not None
-        if first or not ended:
-            raise EngineFailed("the remote server ended the stream without a finish reason")
+                if step.ended is not None:
+                    yield await self._with_usage(step, events)
+                    return
+                if step.token_ids:
+                    yield step
+        raise EngineFailed("the remote server ended the stream without a finish reason")
+
+    async def _with_usage(self, last: Step, events: AsyncGenerator[Event, None]) -> Step:
+        """The last step, with what the server says only after it, if that comes at once."""
+        if last.cached_tokens is not None or not self._dialect.usage_comes_last:
+            return last
+        with suppress(TimeoutError, SidecacheError):
+            async with asyncio.timeout(_USAGE_WAIT_S):
+                async for event in events:
+                    usage = read_step(self._dialect, event, logprobs=False)
+                    return replace(last, cached_tokens=usage.cached_tokens)
+        return last
 
     def read(self, output: Any, wanted: int | None) -> Step:
         """What an output says: it was read where its dialect is known."""
@@ -343,7 +357,7 @@ class RemoteEngine:
                 guided_decoding=dialect.knows_guided,
                 logprobs=dialect.knows_logprobs,
                 seeded_sampling=True,
-                priorities=False,
+                priorities=dialect.knows_priority,
                 tools=self._tokenizer.knows_tools,
                 max_choices=min(MAX_CHOICES, self._slots.max_sequences),
                 max_top_logprobs=0,

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from inference_svc.engine import FinishReason, GenerationRequest, Guided, TokenLogprob
 from inference_svc.engines.sequence_stream import Step
-from sidecache.errors import EngineFailed, InvalidRequest
+from sidecache.errors import EngineFailed, InvalidRequest, SetupError
 
 _REASONS = {None: None, "": None, "stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 _OWNERS = {"vllm": "vllm", "llamacpp": "llama_cpp"}
@@ -31,7 +31,12 @@ class Words(Protocol):
 
 
 class Dialect(Protocol):
-    """One kind of server."""
+    """One kind of server.
+
+    Attributes:
+        usage_comes_last: how much was cached is told in an event of its own, after the last
+            token's.
+    """
 
     name: str
     tells_ids: bool
@@ -39,6 +44,8 @@ class Dialect(Protocol):
     knows_guided: bool
     knows_top_k: bool
     knows_salt: bool
+    knows_priority: bool
+    usage_comes_last: bool
 
     def more_fields(self, request: GenerationRequest) -> Fields:
         """Fields of the request beyond OpenAI's.
@@ -52,10 +59,20 @@ class Dialect(Protocol):
 
 
 class Vllm:
-    """vLLM's server, 0.25 and newer."""
+    """vLLM's server, 0.25 and newer.
+
+    It tells how much was cached if started with ``--enable-prompt-tokens-details``.
+
+    Args:
+        priorities: it was started with ``--scheduling-policy priority``.
+    """
 
     name = "vllm"
     tells_ids = knows_logprobs = knows_guided = knows_top_k = knows_salt = True
+    usage_comes_last = True
+
+    def __init__(self, *, priorities: bool) -> None:
+        self.knows_priority = priorities
 
     def more_fields(self, request: GenerationRequest) -> Fields:
         sampling = request.sampling
@@ -64,8 +81,10 @@ class Vllm:
             "repetition_penalty": sampling.repetition_penalty,
             "top_k": sampling.top_k,
             "min_p": 0.0,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
+        if self.knows_priority:
+            # Ours: higher first. vLLM's: lower first.
+            fields["priority"] = -request.priority
         if request.cache_salt:
             fields["cache_salt"] = request.cache_salt
         if request.logprobs is not None:
@@ -93,7 +112,7 @@ class LlamaCpp:
 
     name = "llama_cpp"
     tells_ids = knows_logprobs = knows_guided = knows_top_k = True
-    knows_salt = False
+    knows_salt = knows_priority = usage_comes_last = False
 
     def __init__(self, words: Words) -> None:
         self._words = words
@@ -123,7 +142,12 @@ class LlamaCpp:
         # Vocabularies that are not byte-level read a leading space differently when alone.
         if not text.isascii() and self._words.decode(ids).strip() != text.strip():
             if logprobs:
-                raise EngineFailed("llama.cpp tells no log-probabilities of parts of a character")
+                # Another server of its kind could do no better, and this one is well.
+                raise InvalidRequest(
+                    "llama.cpp tells no log-probabilities of parts of a character, which this "
+                    "answer has",
+                    field="logprobs",
+                )
             return self._words.encode(text), []
         values = [TokenLogprob(min(0.0, float(each["logprob"]))) for each in told]
         return ids, values if logprobs else []
@@ -138,6 +162,7 @@ class OpenAi:
 
     name = "openai"
     tells_ids = knows_logprobs = knows_guided = knows_top_k = knows_salt = False
+    knows_priority = usage_comes_last = False
 
     def __init__(self, words: Words) -> None:
         self._words = words
@@ -156,11 +181,17 @@ class OpenAi:
         return self._words.encode(text) if text else [], []
 
 
-def choose_dialect(wanted: str, owner: str, words: Words) -> Dialect:
-    """The dialect that the settings name, or that ``owned_by`` of /models stands for."""
+def choose_dialect(wanted: str, owner: str, words: Words, *, priorities: bool) -> Dialect:
+    """The dialect that the settings name, or that ``owned_by`` of /models stands for.
+
+    Raises:
+        SetupError: priorities are claimed of a server that has none.
+    """
     name = _OWNERS.get(owner, "openai") if wanted == "auto" else wanted
     if name == "vllm":
-        return Vllm()
+        return Vllm(priorities=priorities)
+    if priorities:
+        raise SetupError(f"remote.priorities is for vLLM, and this server is {name} ({owner[:40]})")
     return LlamaCpp(words) if name == "llama_cpp" else OpenAi(words)
 
 

@@ -6,7 +6,7 @@ events as in the WHATWG HTML standard, of which such servers use data lines only
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
@@ -39,6 +39,7 @@ class RemoteServer:
 
     def __init__(self, settings: RemoteSettings, max_streams: int) -> None:
         self._settings = settings
+        self._closing: set[asyncio.Task[None]] = set()
         two = settings.http != "1.1"
         self._client = httpx.AsyncClient(
             base_url=settings.base_url,
@@ -47,9 +48,10 @@ class RemoteServer:
             http1=settings.http != "2",
             # First and later tokens have limits of their own, below.
             timeout=httpx.Timeout(settings.connect_timeout_s, read=None, pool=None),
-            # Beside the streams, a probe must always find a connection.
+            # Beside the streams, and those whose end is still being read, a probe must
+            # always find a connection.
             limits=httpx.Limits(
-                max_connections=max_streams + 2, max_keepalive_connections=max_streams + 2
+                max_connections=2 * max_streams + 2, max_keepalive_connections=max_streams + 2
             ),
             follow_redirects=False,
             # Somebody's HTTP_PROXY is not meant for this.
@@ -58,6 +60,8 @@ class RemoteServer:
 
     async def aclose(self) -> None:
         """Close every connection, which makes the server drop what runs on them."""
+        if self._closing:
+            await asyncio.wait(self._closing)
         await self._client.aclose()
 
     async def models(self, timeout_s: float) -> list[Event]:
@@ -91,7 +95,7 @@ class RemoteServer:
         limit_s = self._settings.first_token_timeout_s
         complete = False
         response: httpx.Response | None = None
-        lines: AsyncIterator[bytes] | None = None
+        lines: AsyncGenerator[bytes, None] | None = None
         try:
             async with asyncio.timeout(limit_s) as limit:
                 response = await self._send(request)
@@ -117,10 +121,20 @@ class RemoteServer:
         except httpx.HTTPError as error:
             raise self._broken(error) from error
         finally:
-            if complete and lines is not None:
-                await _read_out(lines)
             if response is not None:
-                await response.aclose()
+                await self._close(response, lines, complete)
+
+    async def _close(
+        self, response: httpx.Response, lines: AsyncGenerator[bytes, None] | None, complete: bool
+    ) -> None:
+        """End a response; a reader that is cancelled meanwhile leaves that to us.
+
+        A response that is not closed holds its place among the connections for ever.
+        """
+        closing = asyncio.create_task(_end(response, lines, complete))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        await asyncio.shield(closing)
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         """Send it; once more where the server hung up on a connection that it had kept open."""
@@ -170,7 +184,7 @@ class RemoteServer:
         return f"the remote server {self._settings.base_url}"
 
 
-async def _data_lines(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _data_lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     """The data of each event, in order; comments and other fields are left out."""
     rest = b""
     async for chunk in response.aiter_bytes():
@@ -182,12 +196,23 @@ async def _data_lines(response: httpx.Response) -> AsyncIterator[bytes]:
                 yield line[5:].strip()
 
 
-async def _read_out(lines: AsyncIterator[bytes]) -> None:
-    """Read what follows the last token: HTTP/1.1 can then keep the connection."""
+async def _end(
+    response: httpx.Response, lines: AsyncGenerator[bytes, None] | None, complete: bool
+) -> None:
+    """Close a response, whatever its server says to that.
+
+    After the last token the rest is read: HTTP/1.1 can then keep the connection.
+    """
     with suppress(TimeoutError, httpx.HTTPError, SidecacheError):
-        async with asyncio.timeout(_READ_OUT_S):
-            async for _ in lines:
-                pass
+        try:
+            if complete and lines is not None:
+                async with asyncio.timeout(_READ_OUT_S):
+                    async for _ in lines:
+                        pass
+        finally:
+            if lines is not None:
+                await lines.aclose()
+            await response.aclose()
 
 
 def _has_ended(event: Event) -> bool:

@@ -13,6 +13,7 @@ from sidecache.errors import InvalidRequest, NotFound, Overloaded
 from tests.contract.engines import (
     MAX_SEQUENCES,
     MAX_WAITING,
+    TELLING_KV,
     Subject,
     openvino_subject,
     scripted_subject,
@@ -262,3 +263,16 @@ async def test_the_facts_are_complete(subject: Subject) -> None:
     assert facts.engine
     assert facts.build
     assert facts.capabilities.max_choices <= MAX_SEQUENCES
+
+
+async def test_what_is_not_told_is_not_claimed(subject: Subject) -> None:
+    """An engine outside the suite for KV caches says so, and tells and counts no block."""
+    facts = subject.engine.facts
+    await subject.ask(QUESTION, 4)
+    if facts.capabilities.kv_events:
+        assert facts.engine in TELLING_KV
+        return
+    assert facts.engine not in TELLING_KV
+    assert facts.block_size == 0
+    assert subject.engine.load_figures().kv_blocks is None
+    assert not subject.kv.held()

@@ -9,18 +9,27 @@ import pytest
 from inference_svc.engine import Continuation, GenerationRequest
 from sidecache.kv_blocks import BlockHasher
 from tests.contract.engines import (
+    TELLING_KV,
     Answer,
     Subject,
     collect,
     openvino_subject,
     scripted_subject,
-    subject,
     tensorrt_llm_subject,
 )
 from tests.contract.test_engine import until_idle
 
-__all__ = ["openvino_subject", "scripted_subject", "subject", "tensorrt_llm_subject"]
+__all__ = ["openvino_subject", "scripted_subject", "tensorrt_llm_subject"]
 pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@pytest.fixture(scope="session", params=TELLING_KV)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """Each engine that tells of its KV cache; that the others say so is in the main suite."""
+    chosen = request.getfixturevalue(f"{request.param}_subject")
+    assert isinstance(chosen, Subject)
+    return chosen
+
 
 _NUMBERS: Iterator[int] = count(1)
 

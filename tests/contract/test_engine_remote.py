@@ -12,11 +12,12 @@ from inference_svc.engine import Continuation, FinishReason, Guided, Sampling
 from inference_svc.engines.remote import RemoteEngine
 from inference_svc.remote_settings import RemoteSettings
 from sidecache.errors import EngineFailed, InvalidRequest, Overloaded, SetupError, SidecacheError
-from tests.contract.engines import Subject
+from tests.contract.engines import MAX_SEQUENCES, Subject
 from tests.fixtures.faulty_server import (
     HEADERS,
     Behaviour,
     FaultyServer,
+    at_once,
     event,
     faulty_server,
     refuse,
@@ -92,6 +93,17 @@ async def test_a_broken_stream_is_the_engines_fault(checkpoint_folder: Path, fau
         assert subject.engine.load_figures().running_sequences == 0
         server.completion = None
         assert (await subject.ask(QUESTION)).text() == "The sea is blue"
+
+
+async def test_whole_answers_leave_no_connection_behind(checkpoint_folder: Path) -> None:
+    """A reader that goes while the connection is being given back does not keep it for ever.
+
+    It did once, and after a dozen answers every request and probe waited in vain.
+    """
+    async with faulty(checkpoint_folder) as (server, subject), asyncio.timeout(30):
+        server.completion = at_once(event("The sea", "length"), b"data: [DONE]\n\n")
+        for _ in range(3 * MAX_SEQUENCES):
+            assert (await subject.ask(QUESTION)).text() == "The sea"
 
 
 async def test_a_refusal_is_the_callers(checkpoint_folder: Path) -> None:
