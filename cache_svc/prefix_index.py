@@ -11,8 +11,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 DEFAULT_MAX_BLOCKS = 1 << 20
-# Blocks that one match looks at to be exact; beyond it an estimate is not checked.
-MAX_CHECKED_BLOCKS = 4096
+# Blocks that one match looks up beside halving, so that a worker which names blocks
+# behind a hole is caught at it; an honest one never does.
+MAX_CHECKED_BLOCKS = 1024
 
 
 class TooManyBlocks(Exception):
@@ -103,11 +104,11 @@ class PrefixIndex:
     def match(self, hashes: Sequence[int]) -> dict[str, int]:
         """How many leading blocks of a prompt each worker holds; those with none are left out.
 
-        Each worker is searched by halving, which needs some twelve looks for 3,125 blocks.
-        It is right wherever leaves are evicted before what they hang on, as engines do.
-        What it found is then checked block by block, the longest first, up to
-        MAX_CHECKED_BLOCKS; past that a worker with a hole in a prefix may be credited
-        with blocks behind the hole.
+        A worker's match ends with the first block that it does not hold. It is searched by
+        halving, some twelve looks for 3,125 blocks, since a worker names only blocks whose
+        whole prefix it holds (worker.proto). One that breaks this is credited with blocks
+        behind a hole, unless it is caught: what was found is looked through block by block,
+        the longest first, MAX_CHECKED_BLOCKS in all.
         """
         if not hashes:
             return {}

@@ -12,6 +12,7 @@ from inference_svc.engine import Engine
 from inference_svc.generation_record import GenerationRecorder
 from inference_svc.kv_ledger import KvLedger
 from inference_svc.lifecycle import Lifecycle
+from inference_svc.reachable_blocks import ReachableBlocks
 from inference_svc.service import InferenceServicer
 from inference_svc.settings import WorkerSettings
 from inference_svc.slots import Slots
@@ -47,7 +48,7 @@ async def serve(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIterator
     """
     engine = make_engine(settings)
     ledger = KvLedger()
-    engine.listen_kv(ledger.record)
+    engine.listen_kv(ReachableBlocks(ledger.record))
     # Loading may be interrupted half-way; closing is safe at any point.
     try:
         await engine.load()

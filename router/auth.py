@@ -8,6 +8,7 @@ The tenant comes from here and from nowhere else. A keys file holds hashes only:
     admin = false
     class = "standard"             # or interactive, batch
     max_priority = 0
+    max_retention = 0              # may not pin prefixes
 
     [[tenants]]
     tenant = "acme"
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Protocol
 
 from router.admission.priority import MAX_PRIORITY, PriorityClass
+from router.retention import MAX_RETENTION
 from router.tenant_limits import MAX_WEIGHT, UNLIMITED, TenantLimits
 from sidecache.errors import Forbidden, SetupError, Unauthenticated
 
@@ -36,7 +38,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_FIELDS = {"tenant", "sha256", "admin", "class", "max_priority"}
+_FIELDS = {"tenant", "sha256", "admin", "class", "max_priority", "max_retention"}
 _COUNTS = ("tokens_per_minute", "requests_per_minute", "max_in_flight")
 _MAX_COUNT = 10**12
 
@@ -49,6 +51,7 @@ class Principal:
     admin: bool = False
     priority_class: PriorityClass = PriorityClass.STANDARD
     max_priority: int = 0
+    max_retention: int = 0
 
     def require_admin(self) -> None:
         """Refuse callers without admin rights.
@@ -80,7 +83,9 @@ class Insecure:
     """Everybody is the tenant ``default``. For loopback only; serve.py sees to it."""
 
     def authenticate(self, metadata: Metadata) -> Principal:
-        return Principal("default", admin=True, max_priority=MAX_PRIORITY)
+        return Principal(
+            "default", admin=True, max_priority=MAX_PRIORITY, max_retention=MAX_RETENTION
+        )
 
     def limits_of(self, tenant: str) -> TenantLimits:
         return UNLIMITED
@@ -160,21 +165,24 @@ def _read_entry(entry: object, where: str) -> tuple[str, Principal]:
         raise SetupError(f"{where}: sha256 must be 64 lower-case hex digits")
     if not isinstance(admin, bool):
         raise SetupError(f"{where}: admin is {admin!r}; it may be true or false")
-    kind, max_priority = _read_standing(entry, where)
-    return digest, Principal(tenant, admin, kind, max_priority)
+    max_priority = _read_number(entry, "max_priority", -MAX_PRIORITY, MAX_PRIORITY, where)
+    max_retention = _read_number(entry, "max_retention", 0, MAX_RETENTION, where)
+    return digest, Principal(tenant, admin, _read_class(entry, where), max_priority, max_retention)
 
 
-def _read_standing(entry: dict[str, object], where: str) -> tuple[PriorityClass, int]:
-    name, max_priority = entry.get("class", "standard"), entry.get("max_priority", 0)
+def _read_class(entry: dict[str, object], where: str) -> PriorityClass:
+    name = entry.get("class", "standard")
     known = [kind.value for kind in PriorityClass]
     if name not in known:
         raise SetupError(f"{where}: class is {name!r}; it may be {', '.join(known)}")
-    if type(max_priority) is not int or not -MAX_PRIORITY <= max_priority <= MAX_PRIORITY:
-        raise SetupError(
-            f"{where}: max_priority is {max_priority!r};"
-            f" it may be {-MAX_PRIORITY} to {MAX_PRIORITY}"
-        )
-    return PriorityClass(name), max_priority
+    return PriorityClass(name)
+
+
+def _read_number(entry: dict[str, object], name: str, low: int, high: int, where: str) -> int:
+    value = entry.get(name, 0)
+    if type(value) is not int or not low <= value <= high:
+        raise SetupError(f"{where}: {name} is {value!r}; it may be {low} to {high}")
+    return value
 
 
 def read_limits(entry: object, where: str) -> tuple[str, TenantLimits]:

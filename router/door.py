@@ -11,6 +11,7 @@ from router.auth import Authenticator, Principal
 from router.cache_control import why_not_looked_up, why_not_stored
 from router.model import ServedModel
 from router.pool import WorkerPool
+from router.retention import bound_retention
 from router.settings import LimitSettings
 from router.splits.splits import Chosen, Splits
 from router.tenant_salt import TenantSalt
@@ -62,10 +63,12 @@ class Door:
             Unauthenticated: no credentials, or unknown ones.
             ModelNotFound: nobody serves the model.
             InvalidRequest: a field is out of its range.
-            Forbidden: the key may not ask for this priority.
+            Forbidden: the key may not ask for this priority or retention.
         """
         principal = self.identify(context)
         check_priority(request.priority, principal.max_priority)
+        if request.HasField("retention"):
+            bound_retention(request, principal.max_retention, self._limits.max_retention_s)
         return self.open_for(principal.tenant, request, context, principal.priority_class)
 
     def open_for(

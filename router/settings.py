@@ -112,6 +112,9 @@ class LimitSettings(SettingsPart):
     """A request without a deadline gets this one."""
     max_attach_window_s: Seconds = 60.0
     """Longest a request may have its stream kept for a client that was cut off; 0: never."""
+    max_retention_s: PositiveSeconds = 3600.0
+    """Longest a request may have its prefix kept by retention, and for how long it is kept
+    where the request names no time. Does not bound an operator's WarmPrefix."""
     worker_silence_s: PositiveSeconds = 10.0
     """A worker that sends neither token nor heartbeat for this long has failed."""
     worker_answer_s: PositiveSeconds = 3.0

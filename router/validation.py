@@ -8,12 +8,12 @@ import json
 
 from router.cache_control import check_cache_control, check_duration
 from router.model import ServedModel
+from router.retention import check_retention
 from router.settings import LimitSettings
 from sidecache.errors import InvalidRequest, ModelNotFound
 from sidecache.v1 import inference_pb2 as pb
 
 MAX_REPETITION_PENALTY = 10
-MAX_RETENTION_PRIORITY = 100
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -45,7 +45,7 @@ def validate(request: pb.GenerateRequest, model: ServedModel, limits: LimitSetti
             name=request.adapter[: limits.max_name_bytes],
         )
     if request.HasField("retention"):
-        _check_retention(request)
+        check_retention(request)
     _check_losses(request)
     if request.HasField("cache"):
         check_cache_control(request, limits)
@@ -195,25 +195,6 @@ def _check_losses(request: pb.GenerateRequest) -> None:
             raise InvalidRequest(
                 f"set for {request.n} choices; may be set for one", field="attach_window"
             )
-
-
-def _check_retention(request: pb.GenerateRequest) -> None:
-    retention, messages = request.retention, len(request.chat.messages)
-    if not 1 <= retention.priority <= MAX_RETENTION_PRIORITY:
-        raise InvalidRequest(
-            f"{retention.priority}; may be 1 to {MAX_RETENTION_PRIORITY}",
-            field="retention.priority",
-        )
-    if retention.leading_messages > messages:
-        raise InvalidRequest(
-            f"{retention.leading_messages}; the chat has {messages} messages",
-            field="retention.leading_messages",
-        )
-    if retention.HasField("duration") and retention.duration.ToNanoseconds() <= 0:
-        raise InvalidRequest(
-            f"{retention.duration.ToNanoseconds() / 1e9:g} s; must be above 0",
-            field="retention.duration",
-        )
 
 
 def _in_range(value: float, low: float, high: float, field: str) -> None:

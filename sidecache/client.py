@@ -47,7 +47,12 @@ from sidecache.resumption import (
 )
 from sidecache.transport import ClientTls
 from sidecache.v1 import inference_pb2 as pb
-from sidecache.v1.inference_pb2 import CacheControl, ChatMessage, GenerateResponse
+from sidecache.v1.inference_pb2 import (
+    CacheControl,
+    ChatMessage,
+    GenerateResponse,
+    PrefixRetention,
+)
 from sidecache.version import version
 
 __all__ = [
@@ -60,6 +65,7 @@ __all__ = [
     "GenerateOptions",
     "GenerateResponse",
     "GenerationStream",
+    "PrefixRetention",
     "SidecacheClient",
     "Source",
 ]

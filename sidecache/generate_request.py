@@ -35,6 +35,9 @@ class GenerateOptions(TypedDict, total=False):
         priority: higher is served first.
         tools: what the model may call.
         cache: mode, namespace, ages and tags; see ``CacheControl``.
+        retention: asks to keep the prompt's beginning in the worker's KV cache, a
+            ``PrefixRetention``: ``priority`` 1 to what the key allows, ``duration``,
+            ``leading_messages`` (0: the whole prompt).
         attach_window_s: how long the router keeps the stream if the connection is lost, for
             ``client.attach``.
         on_worker_loss: ``pb.ON_WORKER_LOSS_BEST_EFFORT`` takes a continuation that may differ
@@ -60,6 +63,7 @@ class GenerateOptions(TypedDict, total=False):
     priority: int
     tools: Sequence[pb.Tool]
     cache: pb.CacheControl
+    retention: pb.PrefixRetention
     attach_window_s: float
     on_worker_loss: pb.OnWorkerLoss
 
@@ -94,7 +98,7 @@ def build_request(prompt: Prompt | None, options: GenerateOptions) -> pb.Generat
             _set(request, name, given[name])
     for name in _SAMPLING & given.keys():
         _set(request.sampling, name, given[name], prefix="sampling.")
-    for name in ("guided", "cache"):
+    for name in ("guided", "cache", "retention"):
         if name in given:
             _merge(getattr(request, name), name, given[name])
     if "attach_window_s" in given:

@@ -8,6 +8,7 @@
     admin = false
     class = "standard"             # or interactive, batch
     max_priority = 0
+    max_retention = 0              # of prefixes that its requests may pin
 """
 
 import hashlib
@@ -24,6 +25,7 @@ _KEY_BYTES = 32
 LOCK_WAIT_S = 10.0
 CLASSES = ("interactive", "standard", "batch")
 MAX_PRIORITY = 30
+MAX_RETENTION = 100
 
 
 def create_key(
@@ -33,6 +35,7 @@ def create_key(
     admin: bool = False,
     priority_class: str = "",
     max_priority: int = 0,
+    max_retention: int = 0,
 ) -> str:
     """Add a new random key to a keys file, which is made if need be, and return it.
 
@@ -40,11 +43,11 @@ def create_key(
     replaced as a whole, with mode 0600.
 
     Raises:
-        InvalidRequest: not a tenant's name, a class or a priority.
+        InvalidRequest: not a tenant's name, a class, a priority or a retention.
         SetupError: the file cannot be written, or is not a keys file.
     """
     check_tenant(tenant)
-    standing = _standing(priority_class, max_priority)
+    standing = _standing(priority_class, max_priority, max_retention)
     key = "sc-" + secrets.token_urlsafe(_KEY_BYTES)
     digest = hashlib.sha256(key.encode()).hexdigest()
     entry = f'[[keys]]\ntenant = "{tenant}"\nsha256 = "{digest}"\nadmin = {str(admin).lower()}\n'
@@ -80,7 +83,7 @@ def lock_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
-def _standing(priority_class: str, max_priority: int) -> str:
+def _standing(priority_class: str, max_priority: int, max_retention: int) -> str:
     if priority_class and priority_class not in CLASSES:
         raise InvalidRequest(
             f"{priority_class!r}; may be {', '.join(CLASSES)}", field="priority class"
@@ -89,8 +92,11 @@ def _standing(priority_class: str, max_priority: int) -> str:
         raise InvalidRequest(
             f"{max_priority}; may be {-MAX_PRIORITY} to {MAX_PRIORITY}", field="max priority"
         )
+    if not 0 <= max_retention <= MAX_RETENTION:
+        raise InvalidRequest(f"{max_retention}; may be 0 to {MAX_RETENTION}", field="max retention")
     lines = f'class = "{priority_class}"\n' if priority_class else ""
-    return lines + (f"max_priority = {max_priority}\n" if max_priority else "")
+    lines += f"max_priority = {max_priority}\n" if max_priority else ""
+    return lines + (f"max_retention = {max_retention}\n" if max_retention else "")
 
 
 def read_keys_text(path: Path) -> str:

@@ -25,8 +25,7 @@ from heapq import heapify, heappop, heappush
 
 from xxhash import xxh3_64_intdigest
 
-from inference_svc.engines.usable_blocks import UsableBlocks
-from inference_svc.kv_events import KvListener
+from inference_svc.kv_events import BlocksRemoved, BlocksStored, KvListener
 from sidecache.kv_blocks import BlockHasher, token_bytes
 
 
@@ -54,7 +53,7 @@ class OpenVinoBlocks:
         capacity: blocks of the KV cache.
         block_size: tokens in one.
         step_tokens: budget of a step, ``max_num_batched_tokens``.
-        tell: hears which whole blocks a prompt can use.
+        tell: hears which whole blocks are held, reachable by a prompt or not.
 
     Attributes:
         in_use: blocks that sequences had in the last step, to compare with the library's.
@@ -66,7 +65,7 @@ class OpenVinoBlocks:
         self._block_size = block_size
         self._step_tokens = step_tokens
         self._hasher = BlockHasher(block_size)
-        self._usable = UsableBlocks(tell)
+        self._tell = tell
         # A fresh block has the time of its making, which is before all else.
         self._fresh = deque(_Block(index - capacity) for index in range(capacity))
         # By name: blocks that were given it last, and blocks nobody uses.
@@ -200,7 +199,7 @@ class OpenVinoBlocks:
     def _forget(self, name: int) -> None:
         self._known.pop(name, None)
         if name not in self._idle:
-            self._usable.gone(name)
+            self._tell(BlocksRemoved((name,)))
 
     def _leave(self, key: int) -> None:
         sequence = self._sequences.pop(key)
@@ -245,11 +244,11 @@ class OpenVinoBlocks:
         return xxh3_64_intdigest(token_bytes(sequence.tokens[length - rest : length]), seed)
 
     def _note(self, sequence: _Sequence, length: int) -> None:
-        """Say that the block ending here can be used, if it is a whole one."""
+        """Say that the block ending here is held, if it is a whole one."""
         whole, rest = divmod(length, self._block_size)
         if not rest:
             parent = sequence.names[whole - 2] if whole > 1 else None
-            self._usable.stored(sequence.names[whole - 1], parent)
+            self._tell(BlocksStored((sequence.names[whole - 1],), parent))
 
     def _now(self) -> int:
         self._time += 1

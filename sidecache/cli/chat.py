@@ -19,8 +19,14 @@ from sidecache.cli.connection import (
     make_client,
 )
 from sidecache.cli.console import complain, exit_code, milliseconds, out, source_text, write_raw
-from sidecache.client import ChatMessage, GenerationStream, SidecacheClient, Source
-from sidecache.errors import PromptTooLong, SidecacheError
+from sidecache.client import (
+    ChatMessage,
+    GenerationStream,
+    PrefixRetention,
+    SidecacheClient,
+    Source,
+)
+from sidecache.errors import InvalidRequest, PromptTooLong, SidecacheError
 from sidecache.generate_request import GenerateOptions
 
 
@@ -30,6 +36,16 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0: greedy.")] = 0.0,
     system: Annotated[str, typer.Option(help="A system prompt.")] = "",
+    pin: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100,
+            help="Ask engines that can to keep the system prompt, or without one each turn; "
+            "100 is the longest. Your key says how much you may ask for.",
+        ),
+    ] = None,
+    keep_s: Annotated[float | None, typer.Option("--keep", help="Seconds, with --pin.")] = None,
     api_key_file: ApiKeyFile = None,
     ca_file: CaFile = None,
     plaintext: Plaintext = False,
@@ -44,6 +60,10 @@ def chat(
         "max_tokens": max_tokens,
         "temperature": temperature,
     }
+    if pin is not None:
+        options["retention"] = _retention(pin, keep_s, leading_messages=1 if system else 0)
+    elif keep_s is not None:
+        raise InvalidRequest("--keep needs a --pin", field="keep")
     with asyncio.Runner() as runner:
         runner.run(client.__aenter__())
         try:
@@ -52,6 +72,13 @@ def chat(
         finally:
             runner.run(client.aclose())
     raise typer.Exit(code)
+
+
+def _retention(priority: int, keep_s: float | None, leading_messages: int) -> PrefixRetention:
+    retention = PrefixRetention(priority=priority, leading_messages=leading_messages)
+    if keep_s is not None:
+        retention.duration.FromNanoseconds(round(keep_s * 1e9))
+    return retention
 
 
 async def _greet(client: SidecacheClient) -> None:

@@ -30,6 +30,9 @@ def create(
     max_priority: Annotated[
         int, typer.Option(help="Highest priority its requests may ask for, -30 to 30.")
     ] = 0,
+    max_retention: Annotated[
+        int, typer.Option(help="Highest priority of prefixes it may pin, to 100; 0: none.")
+    ] = 0,
 ) -> None:
     """Print a new random key, once; the file gets its SHA-256 only."""
     key = create_key(
@@ -38,6 +41,7 @@ def create(
         admin=admin,
         priority_class=priority_class if priority_class != "standard" else "",
         max_priority=max_priority,
+        max_retention=max_retention,
     )
     err.print(f"A new key for {tenant} is in {file} (its hash). It is shown this once:")
     out.print(key)

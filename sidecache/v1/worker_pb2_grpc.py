@@ -81,7 +81,8 @@ class WorkerServiceServicer:
 
     def SubscribeKvEvents(self, request, context):
         """A snapshot of the KV cache's blocks, then every change. UNIMPLEMENTED where
-        the engine publishes none.
+        the engine publishes none. At every moment only blocks are named whose whole
+        prefix is named: one that was evicted before what builds on it takes that along.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

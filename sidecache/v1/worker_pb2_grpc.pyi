@@ -39,7 +39,8 @@ class WorkerServiceStub:
     """
     SubscribeKvEvents: _grpc.UnaryStreamMultiCallable[_worker_pb2.SubscribeKvEventsRequest, _worker_pb2.SubscribeKvEventsResponse]
     """A snapshot of the KV cache's blocks, then every change. UNIMPLEMENTED where
-    the engine publishes none.
+    the engine publishes none. At every moment only blocks are named whose whole
+    prefix is named: one that was evicted before what builds on it takes that along.
     """
 
 @_typing.type_check_only
@@ -53,7 +54,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     SubscribeKvEvents: _aio.UnaryStreamMultiCallable[_worker_pb2.SubscribeKvEventsRequest, _worker_pb2.SubscribeKvEventsResponse]  # type: ignore[assignment]
     """A snapshot of the KV cache's blocks, then every change. UNIMPLEMENTED where
-    the engine publishes none.
+    the engine publishes none. At every moment only blocks are named whose whole
+    prefix is named: one that was evicted before what builds on it takes that along.
     """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -88,7 +90,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.SubscribeKvEventsResponse], _abc.AsyncIterator[_worker_pb2.SubscribeKvEventsResponse], _typing.Awaitable[None]]:
         """A snapshot of the KV cache's blocks, then every change. UNIMPLEMENTED where
-        the engine publishes none.
+        the engine publishes none. At every moment only blocks are named whose whole
+        prefix is named: one that was evicted before what builds on it takes that along.
         """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

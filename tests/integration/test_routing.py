@@ -274,7 +274,7 @@ async def test_a_senseless_retention_is_refused(
                 await send_raw(stack, request)
             assert refused.value.field == field
             request.retention.CopyFrom(
-                pb.PrefixRetention(priority=100, leading_messages=1, duration=Duration(seconds=5))
+                pb.PrefixRetention(priority=90, leading_messages=1, duration=Duration(seconds=5))
             )
             await send_raw(stack, request)
         assert len(heard) == 1

@@ -72,11 +72,12 @@ DIGEST = "0" * 64
         (f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\nadmin = "yes"', "admin is 'yes'"),
         (
             f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\nkey = "sk"',
-            "fields admin, class, max_priority, sha256, tenant",
+            "fields admin, class, max_priority, max_retention, sha256, tenant",
         ),
         (f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\nclass = "urgent"', "class is 'urgent'"),
         (f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\nmax_priority = 31', "priority is 31"),
         (f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\nmax_priority = true', "is True"),
+        (f'[[keys]]\ntenant = "a"\nsha256 = "{DIGEST}"\nmax_retention = -1', "may be 0 to 100"),
         ('[[tenants]]\ntenant = "a"\nweight = 0', "tenant 1: weight is 0; it may be 0.001"),
         ('[[tenants]]\ntenant = "a"\nweight = -1.5', "weight is -1.5"),
         ('[[tenants]]\ntenant = "a"\nweight = nan', "weight is nan"),
@@ -114,14 +115,14 @@ def test_keys_have_a_class_and_tenants_have_limits(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(
         f'[[keys]]\ntenant = "a"\nsha256 = "{sha256(b"sk-i").hexdigest()}"\n'
-        'class = "interactive"\nmax_priority = 9\n'
+        'class = "interactive"\nmax_priority = 9\nmax_retention = 80\n'
         f'[[keys]]\ntenant = "a"\nsha256 = "{sha256(b"sk-b").hexdigest()}"\nclass = "batch"\n'
         '[[tenants]]\ntenant = "a"\nweight = 2\ntokens_per_minute = 1000\n'
     )
     ring = KeyRing.load(path)
     interactive = ring.authenticate([("authorization", "Bearer sk-i")])
     batch = ring.authenticate([("authorization", "Bearer sk-b")])
-    assert interactive == Principal("a", False, PriorityClass.INTERACTIVE, 9)
-    assert batch == Principal("a", False, PriorityClass.BATCH, 0)
+    assert interactive == Principal("a", False, PriorityClass.INTERACTIVE, 9, 80)
+    assert batch == Principal("a", False, PriorityClass.BATCH, 0, 0)
     assert ring.limits_of("a") == TenantLimits(weight=2.0, tokens_per_minute=1000)
     assert ring.limits_of("b") == TenantLimits()

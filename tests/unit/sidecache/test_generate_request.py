@@ -46,6 +46,7 @@ def test_every_option_reaches_its_field() -> None:
             "guided": pb.GuidedDecoding(regex="a+"), "adapter": "l", "priority": -1,
             "tools": [pb.Tool(name="t")],
             "cache": pb.CacheControl(namespace="ns", no_store=True),
+            "retention": pb.PrefixRetention(priority=80, leading_messages=1),
         },
     )  # fmt: skip
     assert request == pb.GenerateRequest(
@@ -60,6 +61,7 @@ def test_every_option_reaches_its_field() -> None:
         max_tokens=5, stop=["a", "b"], n=2, logprobs=0, adapter="l", priority=-1,
         guided=pb.GuidedDecoding(regex="a+"),
         cache=pb.CacheControl(namespace="ns", no_store=True),
+        retention=pb.PrefixRetention(priority=80, leading_messages=1),
     )  # fmt: skip
 
 

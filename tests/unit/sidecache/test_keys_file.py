@@ -60,7 +60,7 @@ def test_another_file_is_left_alone(tmp_path: Path) -> None:
 def test_limits_are_read_by_the_router_as_they_were_written(tmp_path: Path) -> None:
     """Set, changed in part and taken away; keys, comments and other tenants stay."""
     path = tmp_path / "keys.toml"
-    create_key(path, tenant="acme", priority_class="batch", max_priority=-3)
+    create_key(path, tenant="acme", priority_class="batch", max_priority=-3, max_retention=80)
     set_limits(path, tenant="other", limits={"max_in_flight": 7})
     path.write_text(path.read_text() + "# by hand\n")
     set_limits(path, tenant="acme", limits={"weight": 2.5, "tokens_per_minute": 1000})
@@ -72,7 +72,7 @@ def test_limits_are_read_by_the_router_as_they_were_written(tmp_path: Path) -> N
     assert ring.limits_of("acme") == TenantLimits(1.0, 1000, 60)
     assert ring.limits_of("other") == TenantLimits(max_in_flight=9)
     assert "# by hand" in path.read_text()
-    assert 'class = "batch"\nmax_priority = -3' in path.read_text()
+    assert 'class = "batch"\nmax_priority = -3\nmax_retention = 80' in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,6 @@ def test_an_unknown_class_is_refused(tmp_path: Path) -> None:
         create_key(tmp_path / "keys.toml", tenant="a", priority_class="urgent")
     with pytest.raises(InvalidRequest, match="may be -30 to 30"):
         create_key(tmp_path / "keys.toml", tenant="a", max_priority=99)
+    with pytest.raises(InvalidRequest, match="may be 0 to 100"):
+        create_key(tmp_path / "keys.toml", tenant="a", max_retention=101)
     assert not (tmp_path / "keys.toml").exists()

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from inference_svc.engines.openvino_blocks import OpenVinoBlocks
 from inference_svc.kv_events import BlocksRemoved, BlocksStored, KvEvent
+from inference_svc.reachable_blocks import ReachableBlocks
 from sidecache.kv_blocks import BlockHasher
 
 SIZE = 4
@@ -31,7 +32,7 @@ class Told:
 
 def model(capacity: int, step_tokens: int = 8) -> tuple[OpenVinoBlocks, Told]:
     told = Told()
-    return OpenVinoBlocks(capacity, SIZE, step_tokens, told), told
+    return OpenVinoBlocks(capacity, SIZE, step_tokens, ReachableBlocks(told)), told
 
 
 def run(blocks: OpenVinoBlocks, key: int, prompt: list[int], answer: list[int]) -> int:
