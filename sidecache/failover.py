@@ -3,6 +3,9 @@
 A router that drains answers UNAVAILABLE, and one that is gone does so too; a call that
 crosses gRPC's goodbye may be told CANCELLED, though nobody cancelled it. Nothing was
 delivered then, so the next router may begin. After the first event a call stays.
+
+A stream that lost its connection is at one of them only, which need not be the one that
+answered last: Attach looks for it at all.
 """
 
 import asyncio
@@ -11,6 +14,7 @@ from typing import Any, Self
 
 import grpc
 
+_NOT_FOUND = grpc.StatusCode.NOT_FOUND
 _MAY_GO_ON = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
@@ -53,7 +57,7 @@ class FailOverChannel(grpc.aio.Channel):
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         methods = [channel.unary_stream(method, *args, **kwargs) for channel in self._channels]
-        return _FailOverStream(methods, self._route)
+        return _FailOverStream(methods, self._route, is_search=method.endswith("/Attach"))
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
         return self._channels[0].stream_unary(*args, **kwargs)
@@ -103,16 +107,22 @@ class _FailOverUnary:
 
 
 class _FailOverStream:
-    def __init__(self, methods: Sequence[Any], route: Route) -> None:
+    def __init__(self, methods: Sequence[Any], route: Route, *, is_search: bool) -> None:
         self._methods = methods
         self._route = route
+        self._is_search = is_search
 
     def __call__(self, request: Any, *, timeout: float, metadata: Any) -> "FailOverCall":
-        return FailOverCall(self._methods, self._route, request, timeout, metadata)
+        methods, route = self._methods, self._route
+        return FailOverCall(methods, route, request, timeout, metadata, is_search=self._is_search)
 
 
 class FailOverCall:
-    """One stream, as a caller reads it, at whichever router takes it."""
+    """One stream, as a caller reads it, at whichever router takes it.
+
+    Args:
+        is_search: one router has what is asked for; NOT_FOUND at another says nothing.
+    """
 
     def __init__(
         self,
@@ -121,6 +131,8 @@ class FailOverCall:
         request: Any,
         timeout_s: float,
         metadata: Any,
+        *,
+        is_search: bool = False,
     ) -> None:
         self._methods = methods
         self._route = route
@@ -129,20 +141,25 @@ class FailOverCall:
         self._deadline = asyncio.get_running_loop().time() + timeout_s
         self._left = route.order()
         self._has_begun = False
+        self._is_search = is_search
+        self._away: grpc.aio.AioRpcError | None = None
         self._start()
 
     async def read(self) -> Any:
         """The next message, or EOF.
 
         Raises:
-            grpc.aio.AioRpcError: how the call ended, at the last router that was asked.
+            grpc.aio.AioRpcError: how the call ended, at the last router that was asked. Of
+                a search: NOT_FOUND if all have said so; else one may have it that is away.
         """
         while True:
             try:
                 message = await self._call.read()
             except grpc.aio.AioRpcError as error:
-                if self._has_begun or not self._left or error.code() not in _MAY_GO_ON:
+                if self._has_begun or not self._may_go_on(error):
                     raise
+                if not self._left:
+                    raise self._away or error from None
                 self._start()
                 continue
             self._has_begun = True
@@ -162,6 +179,15 @@ class FailOverCall:
         """Give up; nothing is asked elsewhere."""
         self._left.clear()
         return bool(self._call.cancel())
+
+    def _may_go_on(self, error: grpc.aio.AioRpcError) -> bool:
+        if self._is_search and error.code() is _NOT_FOUND:
+            return True
+        if error.code() not in _MAY_GO_ON:
+            return False
+        if self._is_search:
+            self._away = error
+        return True
 
     def _start(self) -> None:
         self._index = self._left.pop(0)

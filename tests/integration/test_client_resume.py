@@ -67,6 +67,34 @@ async def test_it_waits_for_a_router_that_is_away_for_a_moment(tmp_path: Path) -
         assert ids == await reference(stack.client, "hello", TOKENS)
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_with_several_routers_it_returns_to_the_one_that_has_it(
+    tmp_path: Path, away: bool
+) -> None:
+    """Though another one answered last, and though that one is away for a moment."""
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    async with (
+        broken_line(folders[0]) as (stack, proxy, _),
+        scripted_stack(folders[1], workers=[PACED]) as other,
+        SidecacheClient([proxy.address, other.router.address], api_key=KEYS["acme"]) as client,
+    ):
+        ids: list[int] = []
+        is_cut = False
+        async with client.generate("hello", max_tokens=TOKENS, resume=True) as stream:
+            async for event in stream:
+                ids += event.delta.token_ids
+                if len(ids) >= 20 and not is_cut:
+                    is_cut, placement = True, proxy.put_on(Down())
+                    await client.models()
+                    if away:
+                        asyncio.get_running_loop().call_later(0.2, proxy.take_off, placement)
+                    else:
+                        proxy.take_off(placement)
+        assert ids == await reference(stack.client, "hello", TOKENS)
+
+
 async def test_it_gives_up_with_the_first_error(tmp_path: Path) -> None:
     """Past the window the caller hears what broke the connection."""
     async with broken_line(tmp_path) as (stack, proxy, client):

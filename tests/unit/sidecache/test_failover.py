@@ -13,6 +13,7 @@ from sidecache.failover import FailOverChannel
 
 KEY = (("authorization", "Bearer k"),)
 UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
+NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
 
 def failed(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
@@ -82,8 +83,8 @@ class Router(grpc.aio.Channel):
         pass
 
 
-async def read_all(channel: grpc.aio.Channel) -> list[Any]:
-    generate: Any = channel.unary_stream("/Generate")
+async def read_all(channel: grpc.aio.Channel, method: str = "/Generate") -> list[Any]:
+    generate: Any = channel.unary_stream(method)
     call, messages = generate("request", timeout=5.0, metadata=KEY), []
     while (message := await call.read()) is not grpc.aio.EOF:
         messages.append(message)
@@ -136,6 +137,25 @@ async def test_unary_calls_go_on_too() -> None:
     assert await list_models("request", timeout=5.0, metadata=KEY) == "models"
     assert await read_all(channel) == ["models"]
     assert len(one.asked) == 1
+
+
+async def test_a_lost_stream_is_looked_for_at_every_router() -> None:
+    """Only one of them has it, and not always the one that answered last."""
+    one, two = Router(failed(NOT_FOUND)), Router("rest", grpc.aio.EOF)
+    assert await read_all(FailOverChannel([one, two]), "/Attach") == ["rest"]
+    nobody = [Router(failed(NOT_FOUND)), Router(failed(NOT_FOUND))]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await read_all(FailOverChannel(nobody), "/Attach")
+    assert refused.value.code() is NOT_FOUND
+
+
+@pytest.mark.parametrize("codes", [(UNAVAILABLE, NOT_FOUND), (NOT_FOUND, UNAVAILABLE)])
+async def test_a_stream_may_be_where_nobody_answers(codes: Sequence[grpc.StatusCode]) -> None:
+    """What the others have not may be at the router that is away: another try may find it."""
+    routers = [Router(failed(code)) for code in codes]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await read_all(FailOverChannel(routers), "/Attach")
+    assert refused.value.code() is UNAVAILABLE
 
 
 async def test_every_router_gets_the_callers_key() -> None:
