@@ -84,3 +84,26 @@ def test_a_canary_without_a_baseline_is_not_judged() -> None:
     """Where all traffic goes to it there is nothing to compare it with."""
     trial = Trial(SETTINGS)
     assert not any(trial.canary(failed=True, ttft_s=None) for _ in range(500))
+
+
+def test_a_canary_beside_a_few_of_the_baseline_is_not_judged() -> None:
+    """Ten answers say too little of what is usual, however bad the canary is."""
+    trial = Trial(SETTINGS)
+    for _ in range(SETTINGS.min_requests - 1):
+        trial.baseline(failed=False, ttft_s=0.2)
+    assert not any(trial.canary(failed=True, ttft_s=None) for _ in range(500))
+    trial.baseline(failed=False, ttft_s=0.2)
+    assert any(trial.canary(failed=True, ttft_s=None) for _ in range(500))
+
+
+@pytest.mark.parametrize(("tolerated", "goes"), [(0.01, True), (0.2, False)])
+def test_how_many_more_errors_are_tolerated_is_the_operators_word(
+    tolerated: float, goes: bool
+) -> None:
+    """One request in ten fails, against none."""
+    trial = Trial(SETTINGS.model_copy(update={"max_error_rise": tolerated}))
+    verdicts = []
+    for n in range(1000):
+        trial.baseline(failed=False, ttft_s=0.2)
+        verdicts.append(trial.canary(failed=not n % 10, ttft_s=0.2))
+    assert any(verdicts) is goes
