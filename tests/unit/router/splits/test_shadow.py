@@ -16,6 +16,7 @@ from router.tape import Tape
 from router.ticket import Ticket
 from router.worker import Worker
 from sidecache.errors import EngineFailed, SidecacheError
+from sidecache.key import RequestKey
 from sidecache.v1 import inference_pb2 as pb
 from tests.unit.router.fleet import MODEL, Clock, chat, make_ticket, make_worker
 from tests.unit.router.splits.test_splits import Router, settings
@@ -65,11 +66,17 @@ class Copying:
         return self.splits.get("chat").results[label]
 
     async def copy(self, request: pb.GenerateRequest | None = None, times: int = 1) -> None:
-        ticket = make_ticket(request or chat("hi"))
+        ticket = replace(
+            make_ticket(request or chat("hi")),
+            split="chat",
+            variant="old",
+            key=RequestKey(b"s", b"e", ""),
+            may_look_up=True,
+            may_store=True,
+            attach_window_s=KEPT_S,
+        )
         for _ in range(times):
-            self.shadows.copy_soon(
-                replace(ticket, split="chat", variant="old", attach_window_s=KEPT_S)
-            )
+            self.shadows.copy_soon(ticket)
         await steps()
 
 
