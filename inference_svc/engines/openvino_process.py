@@ -14,9 +14,11 @@ logprobs, reason], ...], "gone": [key, ...], "joined": [key, ...], "stepped": wh
 event, in their order; and ``{"refused": key, "text": ...}``.
 """
 
+import ctypes
 import json
 import os
 import select
+import signal
 import sys
 from typing import Any
 
@@ -32,6 +34,7 @@ import openvino_genai as genai  # noqa: E402
 _READ_BYTES = 1 << 16
 _WARM_UP_PROMPT_TOKENS = 64
 _WARM_UP_TOKENS = 4
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Commands:
@@ -247,8 +250,15 @@ def _build(device: str) -> str:
     return f"openvino-genai {genai.get_version()} on {processor}"
 
 
+def _end_with_parent() -> None:
+    """Where the kernel can: the end of standard input is seen only once the model is loaded."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Serve until standard input ends."""
+    _end_with_parent()
     # Native code prints where it likes; the protocol gets a descriptor of its own.
     output = os.dup(1)
     os.dup2(2, 1)

@@ -12,6 +12,7 @@ Differences that are handled:
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -19,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from inference_svc.engine import FinishReason, GenerationRequest, TokenLogprob
+from inference_svc.engines import vllm_child
 from inference_svc.vllm_settings import VllmSettings
 from sidecache.errors import EngineFailed, InvalidRequest, SetupError, SidecacheError
+
+logger = logging.getLogger(__name__)
 
 # Read by vLLM when it is imported, so they are set before. What an operator has set stays.
 _ENVIRONMENT = {
@@ -49,6 +53,11 @@ def prepare_environment(settings: VllmSettings) -> None:
     os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(settings.load_timeout_s))
     if settings.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    if not vllm_child.prepare():
+        logger.warning(
+            "vLLM's processes will not notice if this worker is killed: they load plugins of "
+            "installed packages only (pip install sidecache, VLLM_PLUGINS)"
+        )
 
 
 def import_vllm() -> Any:

@@ -12,6 +12,7 @@ import pytest
 
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1.inference_pb2_grpc import InferenceServiceStub
+from tests.fixtures.processes import still_running
 
 
 async def start(*flags: str) -> asyncio.subprocess.Process:
@@ -69,6 +70,27 @@ async def test_a_killed_worker_leaves_no_engine_behind(tmp_path: Path, smollm2_p
     await asyncio.to_thread(engine.wait, 10)
     await _errors(process)
     await process.wait()
+
+
+async def test_a_worker_killed_while_it_loads_leaves_no_engine_behind(smollm2_path: Path) -> None:
+    """Nor does one that is killed before its engine is ready, which then listens to nobody."""
+    process = await start("--model_path", str(smollm2_path))
+    worker = psutil.Process(process.pid)
+    async with asyncio.timeout(60):
+        while not (children := worker.children()) or not _is_loading(children[0]):
+            await asyncio.sleep(0.01)
+    process.kill()
+    left = await asyncio.to_thread(still_running, children, 1)
+    for each in left:
+        each.kill()
+    assert not left
+    await _errors(process)
+    await process.wait()
+
+
+def _is_loading(engine: psutil.Process) -> bool:
+    """Whether the model's file is open, which it is while its tensors are read."""
+    return any(each.path.endswith(".gguf") for each in engine.open_files())
 
 
 @pytest.mark.parametrize(
