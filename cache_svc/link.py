@@ -6,6 +6,7 @@ there is a second way to ask.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Protocol, cast
@@ -114,20 +115,26 @@ def _as_ours(error: Exception) -> SidecacheError:
 
 
 class _Router(asyncio.Protocol):
-    """One router's connection, and its questions under way."""
+    """One router's connection, and its questions under way.
+
+    Attributes:
+        is_paused: it takes no more questions for now.
+    """
 
     def __init__(self, server: LinkServer) -> None:
         self._server = server
         self._frames = Frames(server.max_bytes)
         self._tasks: set[asyncio.Task[None]] = set()
+        # What was read and has not begun; at most what one read brings.
+        self._backlog: deque[cache_pb2.LinkRequest] = deque()
         self._is_behind = False
-        self._is_paused = False
+        self.is_paused = False
         self._is_ending = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         if not self._server.is_open or len(self._server.routers) >= _MAX_ROUTERS:
-            self._transport.abort()
+            self.cut()
             return
         self._server.routers.add(self)
 
@@ -136,57 +143,61 @@ class _Router(asyncio.Protocol):
             return
         try:
             for message in self._frames.feed(data):
-                self._ask(cache_pb2.LinkRequest.FromString(message))
+                self._backlog.append(cache_pb2.LinkRequest.FromString(message))
         except (InvalidRequest, DecodeError) as error:
             log.warning("a router's link was cut: %s", error)
-            self._transport.abort()
+            self.cut()
             return
-        self._pause_or_resume()
+        self._go_on()
 
     def pause_writing(self) -> None:
         self._is_behind = True
-        self._pause_or_resume()
+        self._go_on()
 
     def resume_writing(self) -> None:
         self._is_behind = False
-        self._pause_or_resume()
+        self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.routers.discard(self)
+        self._backlog.clear()
         for task in self._tasks:
             task.cancel()
+
+    def cut(self) -> None:
+        """Hang up at once."""
+        self._transport.abort()
 
     def finish(self) -> None:
         """Answer what was asked, and hang up."""
         self._is_ending = True
-        if not self._tasks:
-            self._transport.close()
-
-    def _ask(self, request: cache_pb2.LinkRequest) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._answered)
+        self._go_on()
 
     async def _answer(self, request: cache_pb2.LinkRequest) -> None:
         self._transport.write(await self._server.answer(request))
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if self._is_ending and not self._tasks:
-            self._transport.close()
-        elif self._is_paused:
-            self._pause_or_resume()
+        if self.is_paused or self._is_ending:
+            self._go_on()
 
-    def _pause_or_resume(self) -> None:
-        """Read on while the router takes its answers and has not asked too much."""
-        pause = self._is_behind or len(self._tasks) >= self._server.max_questions
-        if pause is self._is_paused or self._transport.is_closing():
-            return
-        self._is_paused = pause
-        if pause:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
+    def _go_on(self) -> None:
+        """Begin what there is room for; read on while nothing is left of it."""
+        loop, most = asyncio.get_running_loop(), self._server.max_questions
+        while self._backlog and len(self._tasks) < most and not self._is_behind:
+            task = loop.create_task(self._answer(self._backlog.popleft()))
+            self._tasks.add(task)
+            task.add_done_callback(self._answered)
+        if self._is_ending and not self._tasks and not self._backlog:
+            self._transport.close()
+        # A router that takes no answers, or asked too much, waits in its socket.
+        pause = self._is_behind or len(self._tasks) >= most
+        if pause is not self.is_paused and not self._transport.is_closing():
+            self.is_paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
 
 @asynccontextmanager
