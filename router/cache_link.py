@@ -177,7 +177,8 @@ class _Connection(asyncio.Protocol):
         asked = frame(request.SerializeToString())
         if self._transport.get_write_buffer_size() + len(asked) > _MAX_UNSENT_BYTES:
             raise Unavailable("the sidecar does not read what it is asked")
-        answer = self._waiting[request.id] = self._loop.create_future()
+        answer: asyncio.Future[cache_pb2.LinkResponse] = self._loop.create_future()
+        self._waiting[request.id] = answer
         timer = self._loop.call_later(timeout_s, self._expire, answer)
         if self._silent_since is None:
             self._silent_since = self._loop.time()
