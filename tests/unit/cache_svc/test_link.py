@@ -38,6 +38,7 @@ class Answers:
         self.asked: list[str] = []
         self.left_s: list[float | None] = []
         self.cancelled: list[str] = []
+        self.stored = 0
 
     async def look_up(
         self, request: cache_pb2.LookupRequest, left_s: float | None
@@ -60,9 +61,11 @@ class Answers:
             raise
         response = cache_pb2.LookupResponse()
         response.hit.entry_id = name
+        response.hit.answer.finished.add()
         return response
 
     async def store(self, request: cache_pb2.StoreRequest) -> cache_pb2.StoreResponse:
+        self.stored += len(request.entries)
         return cache_pb2.StoreResponse(results=[cache_pb2.StoreResult()] * len(request.entries))
 
 
