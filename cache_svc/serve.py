@@ -19,6 +19,7 @@ from cache_svc.intake import Intake, IntakeLimits
 from cache_svc.learned_verifier import LearnedVerifier
 from cache_svc.learning import Learning
 from cache_svc.lexical_guard import LexicalGuard
+from cache_svc.link import open_link
 from cache_svc.lookup import LookupPath, SemanticTier
 from cache_svc.new_entry_rate import NewEntryRate
 from cache_svc.open_embedder import open_queue
@@ -101,8 +102,17 @@ async def serve(
         def register(server: grpc.aio.Server) -> None:
             cache_pb2_grpc.add_CacheServiceServicer_to_server(service, server)
 
+        link = await stack.enter_async_context(
+            open_link(service, telemetry, settings.server, SERVICE_NAME)
+        )
         yield await stack.enter_async_context(
-            open_server(settings.server, telemetry, register, services=[SERVICE_NAME])
+            open_server(
+                settings.server,
+                telemetry,
+                register,
+                services=[SERVICE_NAME],
+                end_streams=None if link is None else link.close,
+            )
         )
 
 

@@ -73,11 +73,17 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     async def Lookup(
         self, request: cache_pb2.LookupRequest, context: "Context"
     ) -> cache_pb2.LookupResponse:
+        return await self.look_up(request, context.time_remaining())
+
+    async def look_up(
+        self, request: cache_pb2.LookupRequest, left_s: float | None
+    ) -> cache_pb2.LookupResponse:
+        """Answer a lookup within the time its caller has left (None: no deadline)."""
         started_s = time.perf_counter()
         if request.HasField("prefix") and not request.HasField("key"):
-            return await self._hint_alone(request, context)
+            return await self._hint_alone(request, left_s)
         query = read_query(request)
-        outcome, hint = await self._look_up(query, request, context.time_remaining())
+        outcome, hint = await self._look_up(query, request, left_s)
         response = write_outcome(outcome)
         if hint is not None:
             response.miss.prefix.CopyFrom(hint)
@@ -110,12 +116,12 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
             return outcome, await hint.result() if isinstance(outcome, Miss) else None
 
     async def _hint_alone(
-        self, request: cache_pb2.LookupRequest, context: "Context"
+        self, request: cache_pb2.LookupRequest, left_s: float | None
     ) -> cache_pb2.LookupResponse:
         """For a request that stored answers are of no use to."""
         response = cache_pb2.LookupResponse(miss=cache_pb2.CacheMiss())
         if self.prefix is not None:
-            async with self.prefix.hints.begin(request.prefix, context.time_remaining()) as hint:
+            async with self.prefix.hints.begin(request.prefix, left_s) as hint:
                 found = await hint.result()
             if found is not None:
                 response.miss.prefix.CopyFrom(found)
@@ -126,6 +132,14 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.StoreRequest,
         context: "Context",
     ) -> cache_pb2.StoreResponse:
+        return await self.store(request)
+
+    async def store(self, request: cache_pb2.StoreRequest) -> cache_pb2.StoreResponse:
+        """Keep the answers that may be kept; says of each what became of it.
+
+        Raises:
+            InvalidRequest: they are too many at once.
+        """
         count, limit = len(request.entries), self._max_store_entries
         if count > limit:
             raise InvalidRequest(f"are {count}, may be {limit}", field="entries")

@@ -124,9 +124,32 @@ def _bind_unix(
     return f"{_UNIX}{path}"
 
 
+def fits_unix_path(path: str) -> bool:
+    """Whether a Unix socket may have this path."""
+    return Path(path).is_absolute() and len(os.fsencode(path)) <= _MAX_UNIX_PATH
+
+
+@contextmanager
+def bound_unix(path: str) -> Iterator[socket.socket]:
+    """A private Unix socket with this path for the length of the block; not listening yet.
+
+    Raises:
+        SetupError: says why not, and what to do.
+    """
+    _clear_stale_socket(Path(path))
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with _private_files():
+        bound.bind(path)
+    try:
+        yield bound
+    finally:
+        bound.close()
+        Path(path).unlink(missing_ok=True)
+
+
 def _clear_stale_socket(path: Path) -> None:
     """Refuse what must not be replaced: gRPC unlinks even a live socket."""
-    if not path.is_absolute() or len(os.fsencode(path)) > _MAX_UNIX_PATH:
+    if not fits_unix_path(str(path)):
         raise SetupError(
             f"socket path {path}: give an absolute path of at most {_MAX_UNIX_PATH} bytes"
         )

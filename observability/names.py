@@ -15,6 +15,7 @@ RPC_RESPONSE_STATUS_CODE: Final = "rpc.response.status_code"
 ERROR_TYPE: Final = "error.type"
 SERVER_ADDRESS: Final = "server.address"
 GRPC: Final = "grpc"
+LINK: Final = "sidecache.link"
 OTHER_METHOD: Final = "_OTHER"  # a method that is not served
 
 # GenAI (semantic-conventions-genai).

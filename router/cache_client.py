@@ -11,10 +11,12 @@ import grpc
 from google.protobuf import duration_pb2
 
 from router.breaker import Breaker
+from router.cache_link import CacheLink
 from router.model import ServedModel
 from router.prefix import PrefixHint
 from router.settings import LookupSettings
 from router.ticket import Ticket
+from sidecache.errors import DeadlineExceeded, InvalidRequest, SidecacheError, from_rpc_error
 from sidecache.v1 import cache_pb2, cache_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ _TOLD = frozenset(_reason_name(reason) for reason in cache_pb2.MissReason.values
 _NOT_LOOKED_UP = frozenset(("not_asked", "off"))
 # Answers stored in one call.
 _BATCH = 32
+# More than that at once would hold up the lookups behind it on the link.
+_MAX_LINKED_STORE_BYTES = 64 << 10
 
 
 def _wants_none(_model: ServedModel) -> bool:
@@ -112,6 +116,7 @@ class CacheClient:
     Args:
         wants_hint: whether it matters which worker of a model gets a request.
         advertise: where other routers may read along what this one generates; empty: nowhere.
+        link: the short way to the same sidecar; None: there is none.
     """
 
     def __init__(
@@ -121,7 +126,9 @@ class CacheClient:
         clock: Callable[[], float],
         wants_hint: Callable[[ServedModel], bool] = _wants_none,
         advertise: str = "",
+        link: CacheLink | None = None,
     ) -> None:
+        self._link = link
         self._advertise = advertise
         self._wants_hint = wants_hint
         self._stub = cache_pb2_grpc.CacheServiceStub(channel)
@@ -151,11 +158,11 @@ class CacheClient:
             if is_asked and self._advertise and ticket.may_store:
                 request.flight.router = self._advertise
                 request.flight.request_id = ticket.request_id
-            answer = await self._stub.Lookup(request, timeout=min(limit_s, ticket.timeout_s))
-        except grpc.aio.AioRpcError as error:
+            answer = await self._ask(request, min(limit_s, ticket.timeout_s))
+        except SidecacheError as error:
             if _speaks_of_the_sidecar(error, hurried=hurried):
                 self._breaker.failed()
-            return Miss(error.code().name.lower() if is_asked else "not_asked")
+            return Miss(error.code.name.lower() if is_asked else "not_asked")
         self._breaker.succeeded()
         if is_asked and answer.HasField("hit") and answer.hit.answer.finished:
             hit = answer.hit
@@ -206,17 +213,37 @@ class CacheClient:
         """Return once nothing is left to store; how long to wait is the caller's to say."""
         await self._all_stored.wait()
 
+    async def _ask(
+        self, request: cache_pb2.LookupRequest, timeout_s: float
+    ) -> cache_pb2.LookupResponse:
+        """By the link while it is up; a call reaches any sidecar."""
+        if self._link is not None and self._link.is_up:
+            return await self._link.look_up(request, timeout_s)
+        try:
+            return await self._stub.Lookup(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
     async def _store(self, batch: list[cache_pb2.StoreEntry]) -> None:
         if self._breaker.is_open:
             self.stores_dropped += len(batch)
             return
         try:
-            await self._stub.Store(
-                cache_pb2.StoreRequest(entries=batch), timeout=self._settings.store_timeout_s
-            )
-        except grpc.aio.AioRpcError as error:
+            await self._keep(cache_pb2.StoreRequest(entries=batch))
+        except SidecacheError as error:
             self.stores_dropped += len(batch)
-            log.warning("answers not stored: %s", error.code().name, extra={"answers": len(batch)})
+            log.warning("answers not stored: %s", error.code.name, extra={"answers": len(batch)})
+
+    async def _keep(self, request: cache_pb2.StoreRequest) -> None:
+        timeout_s = self._settings.store_timeout_s
+        is_short = request.ByteSize() <= _MAX_LINKED_STORE_BYTES
+        if self._link is not None and self._link.is_up and is_short:
+            await self._link.store(request, timeout_s)
+            return
+        try:
+            await self._stub.Store(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
 
 
 def lookup_request(ticket: Ticket) -> cache_pb2.LookupRequest:
@@ -259,14 +286,13 @@ def wire_key(ticket: Ticket) -> cache_pb2.CacheKey:
     )
 
 
-def _speaks_of_the_sidecar(error: grpc.aio.AioRpcError, *, hurried: bool) -> bool:
+def _speaks_of_the_sidecar(error: SidecacheError, *, hurried: bool) -> bool:
     """Whether a failure is the sidecar's own; no caller may shut it for the others.
 
     Args:
         error: how the lookup ended.
         hurried: the caller allowed less time than a lookup may take.
     """
-    code = error.code()
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if isinstance(error, DeadlineExceeded):
         return not hurried
-    return code is not grpc.StatusCode.INVALID_ARGUMENT
+    return not isinstance(error, InvalidRequest)

@@ -17,6 +17,7 @@ _LOOKS_UP = frozenset(
     (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_DEFAULT, pb.CACHE_MODE_ONLY_IF_CACHED)
 )
 _STORES = frozenset((pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_DEFAULT, pb.CACHE_MODE_NO_CACHE))
+_MODES = frozenset(pb.CacheMode.values())
 # 10,000 years: protobuf's own limit of a Duration.
 _MAX_SECONDS = 315_576_000_000
 _NANOS = 1_000_000_000
@@ -50,7 +51,7 @@ def check_cache_control(request: pb.GenerateRequest, limits: LimitSettings) -> N
             that contradict each other.
     """
     cache = request.cache
-    if cache.mode not in pb.CacheMode.values():
+    if cache.mode not in _MODES:
         raise InvalidRequest(f"{cache.mode} is no CacheMode", field="cache.mode")
     if cache.HasField("min_similarity") and not 0 <= cache.min_similarity <= 1:
         raise InvalidRequest(

@@ -44,8 +44,8 @@ async def replay(
 def _messages(started: pb.Started, answer: cache_pb2.Answer) -> Iterator[pb.GenerateResponse]:
     """The answer in as few messages as a stream of it may have.
 
-    The first token comes at once, with `started`; the rest in the pieces it was
-    stored in, the last of them with the first `finished`.
+    In the pieces it was stored in: the first of them with `started`, the last with the
+    first `finished`; of most answers that is one and the same.
     """
     message = pb.GenerateResponse(started=started)
     for number, delta in enumerate(answer.deltas):

@@ -10,7 +10,10 @@ from typing import Any
 
 import grpc
 
+from observability import names
 from observability.channel import open_channel
+from observability.interceptors.client import ClientEdge
+from observability.link import link_path
 from observability.listening import is_local
 from observability.metrics.router import (
     AdmissionMetrics,
@@ -29,6 +32,7 @@ from router.auditor import Auditor
 from router.auth import Insecure
 from router.cache_client import CacheClient, NoCache
 from router.cache_desk import CacheDesk
+from router.cache_link import CacheLink
 from router.dispatch import Dispatcher
 from router.door import Door
 from router.flights import Flights
@@ -245,9 +249,22 @@ async def _cache(
             await stack.enter_async_context(_in_background(announcer.run(), "WorkerAnnouncer"))
             wants_hint = partial(_wants_hint, announcer, pool)
         advertise = settings.flights.advertise if settings.flights.mesh_key_file else ""
-        client = CacheClient(channel, lookup, time.monotonic, wants_hint, advertise)
+        link = _link(settings, telemetry)
+        if link is not None:
+            await stack.enter_async_context(_in_background(link.run(), "CacheLink"))
+        client = CacheClient(channel, lookup, time.monotonic, wants_hint, advertise, link)
         DroppedStoreMetrics(telemetry.meter, lambda: client.stores_dropped)
         yield client, CacheDesk(channel, lookup, lambda: client.stores_dropped)
+
+
+def _link(settings: RouterSettings, telemetry: Telemetry) -> CacheLink | None:
+    """To a sidecar on this host; one that is to prove who it is gets calls only."""
+    target = settings.cache or ""
+    path = link_path(target)
+    if path is None or settings.channels.tls is not None:
+        return None
+    edge = ClientEdge(telemetry, target, names.LINK)
+    return CacheLink(path, edge, settings.channels.max_message_bytes)
 
 
 def _wants_hint(announcer: WorkerAnnouncer, pool: WorkerPool, model: ServedModel) -> bool:

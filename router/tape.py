@@ -1,14 +1,15 @@
 """What a stream has sent so far: checked as it passes, kept if it may be stored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from router.ticket import Ticket
 from sidecache.errors import BrokenInvariant
 from sidecache.v1 import cache_pb2
 from sidecache.v1 import inference_pb2 as pb
 
-# A stored answer is replayed in pieces of at most this many tokens.
-_PIECE_TOKENS = 32
+# A stored answer is replayed in pieces of about this many tokens at most: a message costs
+# far more than its tokens, and all of them are there at once.
+_PIECE_TOKENS = 256
 
 # Fixed part of a delta's size on the wire, and bytes of one token id at most.
 _DELTA_BYTES = 16
@@ -37,7 +38,6 @@ class Tape:
         self._bytes = 0
         self._deltas: list[pb.Delta] = []
         self._finished: list[pb.Finished] = []
-        self._last_is_own = False
         self._clock = clock
         self._texts: list[str] = []
         self.started = False
@@ -99,7 +99,7 @@ class Tape:
         if not self.is_storable:
             return None
         return cache_pb2.Answer(
-            deltas=self._deltas,
+            deltas=_joined(self._deltas),
             finished=[_without_cached(end) for end in self._finished],
             model_revision=revision,
             worker=worker,
@@ -112,24 +112,24 @@ class Tape:
             self._records = False
             self._deltas.clear()
             return
-        last = self._deltas[-1] if len(self._deltas) > 1 else None
-        if (
-            last is not None
-            and last.choice == delta.choice
-            and len(last.token_ids) + count <= _PIECE_TOKENS
-        ):
-            if not self._last_is_own:
-                # Others may still read the message that this is a part of.
-                self._deltas[-1] = own = pb.Delta()
-                own.CopyFrom(last)
-                last, self._last_is_own = own, True
-            last.token_ids.extend(delta.token_ids)
-            last.text += delta.text
-            last.logprobs.extend(delta.logprobs)
-        else:
-            # The first stays alone, so that a replay's first token comes at once.
-            self._deltas.append(delta)
-            self._last_is_own = False
+        self._deltas.append(delta)
+
+
+def _joined(deltas: Iterable[pb.Delta]) -> Iterator[pb.Delta]:
+    """The same tokens in few pieces; the deltas themselves belong to messages that others read."""
+    piece: pb.Delta | None = None
+    for delta in deltas:
+        if piece is None or piece.choice != delta.choice or len(piece.token_ids) >= _PIECE_TOKENS:
+            if piece is not None:
+                yield piece
+            piece = pb.Delta()
+            piece.CopyFrom(delta)
+            continue
+        piece.token_ids.extend(delta.token_ids)
+        piece.text += delta.text
+        piece.logprobs.extend(delta.logprobs)
+    if piece is not None:
+        yield piece
 
 
 def _without_cached(end: pb.Finished) -> pb.Finished:

@@ -15,6 +15,8 @@ from sidecache.v1 import inference_pb2 as pb
 
 MAX_REPETITION_PENALTY = 10
 ROLES = ("system", "user", "assistant", "tool")
+# Once: the enum's own values() asks its descriptor anew.
+_LOSSES = frozenset(pb.OnWorkerLoss.values())
 
 
 def validate(request: pb.GenerateRequest, model: ServedModel, limits: LimitSettings) -> None:
@@ -187,7 +189,7 @@ def _check_routers_own(request: pb.GenerateRequest) -> None:
 
 def _check_losses(request: pb.GenerateRequest) -> None:
     """What is to happen when a worker or the client's own connection is lost."""
-    if request.on_worker_loss not in pb.OnWorkerLoss.values():
+    if request.on_worker_loss not in _LOSSES:
         raise InvalidRequest(f"{request.on_worker_loss} is no OnWorkerLoss", field="on_worker_loss")
     if request.HasField("attach_window"):
         check_duration(request.attach_window, "attach_window")

@@ -13,7 +13,7 @@ that stands alone: what "and for children?" means is not in its words.
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecache.standalone import why_not_standalone
@@ -23,6 +23,13 @@ from sidecache.v1 import inference_pb2 as pb
 # entry is ever found again.
 KEY_VERSION = 1
 _PERSON = b"sidecache-key"
+
+# Little-endian without padding, so that they can be told apart and put together.
+_AMOUNTS = struct.Struct("<4I")
+_PENALTIES = struct.Struct("<3d")
+_NO_PENALTIES = _PENALTIES.pack(1.0, 0.0, 0.0)
+_SAMPLER = struct.Struct("<2dI?Q")
+_NOTHING = struct.pack("<Q", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +63,21 @@ def request_key(
         model: the resolved model name, not the one asked for.
         revision: the checkpoint's fingerprint; a new one must miss.
     """
-    scope = hashlib.blake2b(digest_size=32, person=_PERSON)
-    scope.update(_scope_bytes(request, tenant, model, revision))
     kind = request.WhichOneof("prompt") or ""
-    turn = _last_user_turn(request)
+    turn = ""
+    scope = hashlib.blake2b(digest_size=32, person=_PERSON)
+    scope.update(_scope_bytes(request, kind, tenant, model, revision))
     if kind == "chat":
         messages = request.chat.messages
+        turn = _last_user_turn(request)
         history = messages[:-1] if turn else messages
-        scope.update(_join(part.encode() for m in history for part in (m.role, m.content)))
-    last = _raw_prompt(request, kind) if kind != "chat" else turn.encode()
+        scope.update(_join([part.encode() for m in history for part in (m.role, m.content)]))
+        last = turn.encode()
+    else:
+        last = _raw_prompt(request, kind)
     exact = hashlib.blake2b(digest_size=32, person=_PERSON)
     exact.update(_join((scope.digest(), kind.encode(), last)))
-    semantic_text = "" if why_not_compared(request) else turn
+    semantic_text = turn if turn and not why_not_compared(request) else ""
     return RequestKey(scope.digest(), exact.digest(), semantic_text)
 
 
@@ -106,61 +116,73 @@ def _raw_prompt(request: pb.GenerateRequest, kind: str) -> bytes:
     return request.text.encode()
 
 
-def _scope_bytes(request: pb.GenerateRequest, tenant: str, model: str, revision: str) -> bytes:
-    sampling = request.sampling
-    greedy = sampling.temperature == 0
-    numbers = struct.pack(
-        "<4Id2d",
-        KEY_VERSION,
-        request.max_tokens,
-        request.n,
-        # Unset and 0 differ: no log-probabilities, or the chosen token's own.
-        request.logprobs + 1 if request.HasField("logprobs") else 0,
-        sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
-        # Adding 0.0 makes -0.0 and 0.0 one.
-        sampling.presence_penalty + 0.0,
-        sampling.frequency_penalty + 0.0,
-    )
-    # Greedy decoding looks at none of these, so they do not split its answers.
-    sampler = (
-        b""
-        if greedy
-        else struct.pack(
-            "<2dI?Q",
-            sampling.temperature,
-            sampling.top_p if sampling.HasField("top_p") else 1.0,
-            sampling.top_k,
-            sampling.HasField("seed"),
-            sampling.seed,
-        )
-    )
-    guided = request.guided
-    grammar = guided.WhichOneof("grammar") or ""
+def _scope_bytes(
+    request: pb.GenerateRequest, kind: str, tenant: str, model: str, revision: str
+) -> bytes:
+    # Unset and 0 differ: no log-probabilities, or the chosen token's own.
+    logprobs = request.logprobs + 1 if request.HasField("logprobs") else 0
+    penalties, sampler = _sampling_bytes(request)
+    grammar, guide = _guide(request)
+    tools = request.chat.tools if kind == "chat" else ()
     return _join(
         (
-            numbers,
+            _AMOUNTS.pack(KEY_VERSION, request.max_tokens, request.n, logprobs) + penalties,
             sampler,
             tenant.encode(),
             request.cache.namespace.encode(),
             model.encode(),
             revision.encode(),
             request.adapter.encode(),
-            (request.WhichOneof("prompt") or "").encode(),
+            kind.encode(),
             grammar.encode(),
-            getattr(guided, grammar).encode() if grammar else b"",
+            guide,
             # The first stop string met ends the text, whatever their order.
-            _join(stop.encode() for stop in sorted(set(request.stop))),
+            _join([stop.encode() for stop in sorted(set(request.stop))]),
             _join(
-                part.encode()
-                for tool in request.chat.tools
-                for part in (tool.name, tool.description, tool.parameters_json_schema)
+                [
+                    part.encode()
+                    for tool in tools
+                    for part in (tool.name, tool.description, tool.parameters_json_schema)
+                ]
             ),
         )
     )
 
 
-def _join(parts: Iterable[bytes]) -> bytes:
+def _sampling_bytes(request: pb.GenerateRequest) -> tuple[bytes, bytes]:
+    """The penalties, and what a sampler goes by: nothing, where decoding is greedy."""
+    if not request.HasField("sampling"):
+        return _NO_PENALTIES, b""
+    sampling = request.sampling
+    penalties = _PENALTIES.pack(
+        sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
+        # Adding 0.0 makes -0.0 and 0.0 one.
+        sampling.presence_penalty + 0.0,
+        sampling.frequency_penalty + 0.0,
+    )
+    if sampling.temperature == 0:
+        # Greedy decoding looks at none of the rest, so it does not split its answers.
+        return penalties, b""
+    return penalties, _SAMPLER.pack(
+        sampling.temperature,
+        sampling.top_p if sampling.HasField("top_p") else 1.0,
+        sampling.top_k,
+        sampling.HasField("seed"),
+        sampling.seed,
+    )
+
+
+def _guide(request: pb.GenerateRequest) -> tuple[str, bytes]:
+    """The kind of grammar that guides decoding, and the grammar."""
+    if not request.HasField("guided"):
+        return "", b""
+    grammar = request.guided.WhichOneof("grammar") or ""
+    return grammar, getattr(request.guided, grammar).encode() if grammar else b""
+
+
+def _join(parts: Sequence[bytes]) -> bytes:
     """Length-prefixed concatenation with a count: one reading only."""
-    kept = list(parts)
-    lengths = struct.pack(f"<{len(kept) + 1}Q", len(kept), *map(len, kept))
-    return lengths + b"".join(kept)
+    if not parts:
+        return _NOTHING
+    lengths = struct.pack(f"<{len(parts) + 1}Q", len(parts), *map(len, parts))
+    return lengths + b"".join(parts)

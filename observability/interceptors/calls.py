@@ -29,14 +29,17 @@ class Method:
 
     Args:
         path: as gRPC has it, "/package.Service/Method".
+        target: the address dialled; None: this is the server's side.
+        system: what carries the call.
     """
 
-    __slots__ = ("_by_code", "name", "span_attributes")
+    __slots__ = ("_by_code", "_system", "name", "span_attributes")
 
-    def __init__(self, path: str, target: str | None = None) -> None:
+    def __init__(self, path: str, target: str | None = None, system: str = names.GRPC) -> None:
         self.name = path.removeprefix("/")
+        self._system = system
         self.span_attributes: dict[str, str] = {
-            names.RPC_SYSTEM_NAME: names.GRPC,
+            names.RPC_SYSTEM_NAME: system,
             names.RPC_METHOD: self.name,
         }
         if target:
@@ -48,7 +51,7 @@ class Method:
         found = self._by_code.get(code)
         if found is None:
             found = {
-                names.RPC_SYSTEM_NAME: names.GRPC,
+                names.RPC_SYSTEM_NAME: self._system,
                 names.RPC_METHOD: self.name,
                 names.RPC_RESPONSE_STATUS_CODE: code.name,
             }

@@ -26,21 +26,25 @@ class ClientEdge:
     Args:
         telemetry: records the calls.
         target: the address dialled, for server.address.
+        system: what carries the calls.
     """
 
-    def __init__(self, telemetry: Telemetry, target: str | None = None) -> None:
+    def __init__(
+        self, telemetry: Telemetry, target: str | None = None, system: str = names.GRPC
+    ) -> None:
         self.calls = telemetry.calls
         self.duration = duration_histogram(
             telemetry.meter, names.RPC_CLIENT_CALL_DURATION, "Duration of calls made"
         )
         self._target = target
+        self._system = system
         self._methods: dict[str, Method] = {}
 
     def method(self, path: str) -> Method:
         """The method's names, made on first use; a channel's stubs name few."""
         found = self._methods.get(path)
         if found is None:
-            found = self._methods[path] = Method(path, self._target)
+            found = self._methods[path] = Method(path, self._target, self._system)
         return found
 
 

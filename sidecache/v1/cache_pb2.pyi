@@ -965,3 +965,83 @@ class Candidate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class LinkRequest(_message.Message):
+    """The link is a Unix socket beside the sidecar's own, for the routers of its host. It carries
+    what they ask all day long, many questions at a time and each answered when it can be; each
+    message comes after its length in four bytes, little-endian. A question means what the
+    service's method means. Who finds no link calls the method.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_US_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
+    LOOKUP_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Unique among the questions under way on this link."""
+    timeout_us: _builtins.int
+    """What the router has left for it; 0: a second."""
+    traceparent: _builtins.str
+    """W3C Trace Context."""
+    tracestate: _builtins.str
+    @_builtins.property
+    def lookup(self) -> Global___LookupRequest: ...
+    @_builtins.property
+    def store(self) -> Global___StoreRequest: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        timeout_us: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
+        tracestate: _builtins.str = ...,
+        lookup: Global___LookupRequest | None = ...,
+        store: Global___StoreRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lookup", b"lookup", "question", b"question", "store", b"store"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "lookup", b"lookup", "question", b"question", "store", b"store", "timeout_us", b"timeout_us", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_question: _TypeAlias = _typing.Literal["lookup", "store"]  # noqa: Y015
+    _WhichOneofArgType_question: _TypeAlias = _typing.Literal["question", b"question"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_question) -> _WhichOneofReturnType_question | None: ...
+
+Global___LinkRequest: _TypeAlias = LinkRequest  # noqa: Y015
+
+@_typing.final
+class LinkResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    LOOKUP_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    status: _builtins.bytes
+    """A serialized google.rpc.Status, as a call would end with."""
+    @_builtins.property
+    def lookup(self) -> Global___LookupResponse: ...
+    @_builtins.property
+    def store(self) -> Global___StoreResponse: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        lookup: Global___LookupResponse | None = ...,
+        store: Global___StoreResponse | None = ...,
+        status: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "lookup", b"lookup", "status", b"status", "store", b"store"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "id", b"id", "lookup", b"lookup", "status", b"status", "store", b"store"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["lookup", "store", "status"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___LinkResponse: _TypeAlias = LinkResponse  # noqa: Y015

@@ -1,4 +1,4 @@
-"""The sidecar over gRPC, as a router sees it, with the real embedder."""
+"""The sidecar as a router sees it, by call and over the link, with the real embedder."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,9 +25,13 @@ def _patient(minilm_path: Path) -> dict[str, object]:
     return {"embedder_path": minilm_path, "budget_s": 30}
 
 
-@pytest.fixture
-async def sidecar(tmp_path: Path, minilm_path: Path) -> AsyncIterator[Sidecar]:
-    async with open_sidecar(tmp_path, semantic=_patient(minilm_path)) as sidecar:
+@pytest.fixture(params=["call", "link"])
+async def sidecar(
+    request: pytest.FixtureRequest, tmp_path: Path, minilm_path: Path
+) -> AsyncIterator[Sidecar]:
+    by_link = request.param == "link"
+    semantic = _patient(minilm_path)
+    async with open_sidecar(tmp_path, by_link=by_link, semantic=semantic) as sidecar:
         yield sidecar
 
 
@@ -222,10 +226,14 @@ async def test_bad_requests_name_their_field(sidecar: Sidecar) -> None:
     bad_key = wire_key(FRANCE)
     bad_key.scope = b"short"
     many = [cache_pb2.StoreEntry()] * 65
+    with pytest.raises(InvalidRequest) as refused:
+        await sidecar.ask(cache_pb2.LookupRequest(key=bad_key))
+    assert refused.value.field == "key.scope"
+    with pytest.raises(InvalidRequest) as refused:
+        await sidecar.keep(cache_pb2.StoreRequest(entries=many))
+    assert refused.value.field == "entries"
     for call, field in (
-        (stub.Lookup(cache_pb2.LookupRequest(key=bad_key)), "key.scope"),
         (stub.Explain(cache_pb2.ExplainRequest(key=bad_key)), "key.scope"),
-        (stub.Store(cache_pb2.StoreRequest(entries=many)), "entries"),
         (stub.Invalidate(cache_pb2.InvalidateRequest(all=True)), "tenant"),
         (stub.Invalidate(cache_pb2.InvalidateRequest(tenant="acme")), "all"),
         (stub.Feedback(cache_pb2.FeedbackRequest(entry_id="x")), "tenant"),

@@ -61,8 +61,8 @@ async def test_cached_prompt_tokens_are_the_engines_and_never_a_replays(tmp_path
 async def test_a_hit_is_replayed_as_a_stream(tmp_path: Path) -> None:
     """A stored answer comes in several messages with contiguous offsets."""
     async with scripted_stack(tmp_path) as stack:
-        await hit(stack.client, "hello", max_tokens=100)
-        async with stack.client.generate("hello", max_tokens=100) as stream:
+        await hit(stack.client, "hello", max_tokens=600)
+        async with stack.client.generate("hello", max_tokens=600) as stream:
             kinds: list[str] = []
             offsets: list[tuple[int, int]] = []
             async for event in stream:
@@ -74,7 +74,7 @@ async def test_a_hit_is_replayed_as_a_stream(tmp_path: Path) -> None:
         assert kinds[1:-1] == ["delta"] * len(offsets)
         assert len(offsets) >= 2
         assert offsets[0][0] == 0
-        assert sum(count for _, count in offsets) == 100
+        assert sum(count for _, count in offsets) == 600
         assert [a + n for a, n in offsets[:-1]] == [a for a, _ in offsets[1:]]
 
 

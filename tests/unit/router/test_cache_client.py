@@ -3,17 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from router.cache_client import CacheClient, Miss
+from cache_svc.link import LinkServer
+from router.cache_client import CacheClient, Hit, Miss
+from router.cache_link import CacheLink
 from router.settings import LookupSettings
 from router.ticket import Ticket
 from sidecache.key import request_key
 from sidecache.v1 import cache_pb2, cache_pb2_grpc
 from sidecache.v1 import inference_pb2 as pb
+from tests.fixtures.bare_cache import bare_cache
+from tests.unit.cache_svc.test_link import Answers, linked, served
 from tests.unit.router.test_tape import MODEL
 
 
@@ -32,24 +37,27 @@ class Moody(cache_pb2_grpc.CacheServiceServicer):
             miss=cache_pb2.CacheMiss(reason=cache_pb2.MISS_REASON_ABSENT)
         )
 
-    async def _unused(self, request: Any, context: Any) -> Any:
-        raise AssertionError("a lookup asks for nothing else")
+    def __init__(self) -> None:
+        self.stored = 0
 
-    Store = Invalidate = Feedback = SetWorkers = GetStats = Explain = _unused
+    async def Store(self, request: Any, context: Any) -> cache_pb2.StoreResponse:
+        self.stored += len(request.entries)
+        return cache_pb2.StoreResponse()
+
+    async def _unused(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the cache client asks for nothing else")
+
+    Invalidate = Feedback = SetWorkers = GetStats = Explain = _unused
 
 
 @asynccontextmanager
-async def moody_client() -> AsyncIterator[CacheClient]:
-    server = grpc.aio.server()
-    cache_pb2_grpc.add_CacheServiceServicer_to_server(Moody(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+async def moody_client(
+    link: CacheLink | None = None, moody: Moody | None = None
+) -> AsyncIterator[CacheClient]:
     settings = LookupSettings(lookup_timeout_s=0.2, failures_to_open=2, open_s=60.0)
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield CacheClient(channel, settings, asyncio.get_running_loop().time)
-    finally:
-        await server.stop(None)
+    clock = asyncio.get_running_loop().time
+    async with bare_cache(moody or Moody()) as address, grpc.aio.insecure_channel(address) as to:
+        yield CacheClient(to, settings, clock, link=link)
 
 
 def ticket(namespace: str, timeout_s: float) -> Ticket:
@@ -78,3 +86,66 @@ async def test_only_the_sidecars_own_failures_open_the_breaker(
         for _ in range(2):
             assert await client.lookup(ticket(namespace, timeout_s)) == Miss(reason)
         assert await client.lookup(ticket("", 10.0)) == Miss("open" if opens else "absent")
+
+
+@asynccontextmanager
+async def linked_client(
+    folder: Path, answers: Answers, moody: Moody | None = None
+) -> AsyncIterator[tuple[CacheClient, CacheLink, LinkServer]]:
+    """A client with both ways: answers come over the link, moods by call."""
+    async with (
+        served(folder, answers) as (address, server),
+        linked(address) as link,
+        moody_client(link, moody) as client,
+    ):
+        yield client, link, server
+
+
+async def test_the_link_is_asked_while_it_is_up_and_calls_are_made_otherwise(
+    tmp_path: Path,
+) -> None:
+    """A link that was lost costs one lookup at most; what comes after goes by call."""
+    async with linked_client(tmp_path, Answers()) as (client, link, server):
+        hit = await client.lookup(ticket("at once", 10.0))
+        assert isinstance(hit, Hit)
+        assert hit.entry_id == "at once"
+        server.close()
+        while link.is_up:
+            await asyncio.sleep(0)
+        assert await client.lookup(ticket("at once", 10.0)) == Miss("absent")
+
+
+@pytest.mark.parametrize(
+    ("namespace", "timeout_s", "reason", "opens"),
+    [
+        ("slow", 0.01, "deadline_exceeded", False),
+        ("odd", 10.0, "invalid_argument", False),
+        ("slow", 10.0, "deadline_exceeded", True),
+        ("bug", 10.0, "internal", True),
+    ],
+)
+async def test_the_breaker_hears_of_the_links_failures_as_of_a_calls(
+    tmp_path: Path, namespace: str, timeout_s: float, reason: str, opens: bool
+) -> None:
+    """The same failures open it, and no others."""
+    answers = Answers()
+    answers.may_answer.clear()
+    async with linked_client(tmp_path, answers) as (client, _, _):
+        for _ in range(2):
+            assert await client.lookup(ticket(namespace, timeout_s)) == Miss(reason)
+        outcome = await client.lookup(ticket("at once", 10.0))
+        assert (outcome == Miss("open")) is opens
+
+
+async def test_a_large_store_is_a_call(tmp_path: Path) -> None:
+    """So that no lookup waits behind it on the link; a small one takes the link."""
+    moody, answers = Moody(), Answers()
+    async with linked_client(tmp_path, answers, moody) as (client, _, _):
+        running = asyncio.create_task(client.run())
+        for text in ("short", "x" * (1 << 17)):
+            delta = pb.Delta(token_ids=[1], text=text)
+            client.store_soon(ticket("", 10.0), cache_pb2.Answer(deltas=[delta]))
+            await asyncio.wait_for(client.flush(), 10)
+        running.cancel()
+        await asyncio.wait((running,))
+    assert (answers.stored, moody.stored) == (1, 1)

@@ -38,7 +38,11 @@ def test_a_worker_that_loses_or_repeats_is_caught(second: pb.Delta) -> None:
         tape.take(second)
 
 
-@given(st.lists(st.tuples(st.lists(st.integers(0, 255), max_size=40), st.text(max_size=9))))
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 255), max_size=40), st.text(max_size=9)), max_size=40
+    )
+)
 def test_a_kept_answer_replays_what_was_sent(pieces: list[tuple[list[int], str]]) -> None:
     """Ids, text and contiguous offsets survive the merging into larger pieces."""
     tape = Tape(ticket(), 1 << 20, float)
@@ -52,13 +56,13 @@ def test_a_kept_answer_replays_what_was_sent(pieces: list[tuple[list[int], str]]
     replayed = Tape(ticket(), 1 << 20, float)
     for kept in answer.deltas:
         replayed.take(kept)
-        assert len(kept.token_ids) <= 40
+        assert len(kept.token_ids) < 256 + 40
     assert [i for kept in answer.deltas for i in kept.token_ids] == [
         i for p in pieces for i in p[0]
     ]
     assert "".join(kept.text for kept in answer.deltas) == "".join(text for _, text in pieces)
-    if pieces:
-        assert list(answer.deltas[0].token_ids) == pieces[0][0]
+    tokens = sum(len(ids) for ids, _ in pieces)
+    assert len(answer.deltas) == min(1, len(pieces)) or len(answer.deltas) <= 1 + tokens // 256
 
 
 def test_choices_are_kept_apart() -> None:
