@@ -9,7 +9,7 @@ from router.continuation import may_go_on_inexactly, why_not_continued
 from router.passage import Passage
 from router.pool import WorkerPool
 from router.prompt import RoutedPrompt
-from router.quarantine import prompt_key
+from router.quarantine import SAME_PLACE_TOKENS, prompt_key
 from router.recovery import Recovery
 from router.settings import LimitSettings
 from router.tape import Tape
@@ -77,7 +77,8 @@ class Attempts:
                 move = self._move_to(lease.worker)
                 self._tried.append((lease.worker, lease.worker.epoch))
                 clock = self._recovery.clock
-                passage = Passage(lease, self._ticket, self._tape, move, clock)
+                is_exact = self.why_not is None
+                passage = Passage(lease, self._ticket, self._tape, move, clock, is_exact=is_exact)
                 quarantine.begins(passage, passage.crowd)
                 try:
                     yield passage
@@ -155,6 +156,9 @@ class Attempts:
             if not self._wanted():
                 await asyncio.sleep(_ROUND_S)
             return
+        if self._tape.tokens > self._stopped_tokens + SAME_PLACE_TOKENS:
+            # It got on in between: the fleet is bad, and not this stream.
+            self._moves = 0
         self._moves += 1
         self._stopped_tokens = self._tape.tokens
         self._stopped_at = self._recovery.clock()
@@ -164,7 +168,7 @@ class Attempts:
             raise self._interrupted(text, self.why_not.label) from error
         if self._moves > self._limits.max_migrations:
             metrics.migrated("too_many")
-            text = f"it may move {self._limits.max_migrations} times"
+            text = f"it may move {self._limits.max_migrations} times without getting on"
             raise self._interrupted(text, "too_many_moves") from error
         self._tape.is_inexact = self._tape.is_inexact or self.why_not is not None
         metrics.migrated("best_effort" if self._tape.is_inexact else "exact")
@@ -215,9 +219,7 @@ class Attempts:
             # Whoever goes beside a suspect may be lost with it.
             wanted = [w for w in wanted if not w.crowd.trials] or wanted
         if self._tried:
-            # A worker that hangs is not known to, until one of its streams gives up.
-            quiet_s = self._limits.token_silence_s / 3
-            wanted = [w for w in wanted if not w.is_quiet(quiet_s)] or wanted
+            wanted = self._pool.liveliest(wanted)
         return wanted
 
     def _ready(self) -> Sequence[Worker]:

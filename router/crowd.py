@@ -20,6 +20,9 @@ class Aboard(Protocol):
     def has_progressed(self) -> bool:
         """Whether this worker sent any of them."""
 
+    def leave_silent_worker(self) -> None:
+        """Go on elsewhere, if that can be done."""
+
 
 class Crowd:
     """Who is on a worker. A worker that was lost gets a new one.

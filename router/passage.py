@@ -6,6 +6,7 @@ from functools import cached_property
 from router.crowd import Crowd
 from router.lease import Lease
 from router.quarantine import prompt_key
+from router.stall import StallGuard
 from router.tape import Tape
 from router.ticket import Ticket
 from sidecache.errors import EngineFailed
@@ -21,6 +22,7 @@ class Passage:
         tape: of the whole stream.
         move: what the client is to be told with the first event; None: nothing.
         clock: monotonic seconds.
+        is_exact: the next worker would go on token for token.
 
     Attributes:
         crowd: the streams this one runs beside.
@@ -29,6 +31,7 @@ class Passage:
         first_token_s: from then to the worker's first token; None: none came yet.
         is_answered: the first token has been counted.
         worker_hangs: it sent nothing on any stream for a while.
+        guard: of the two waits, while the worker is listened to.
         worker_is_lost: the stream failed, and everything on its worker did.
     """
 
@@ -39,6 +42,8 @@ class Passage:
         tape: Tape,
         move: pb.Migrated | None,
         clock: Callable[[], float],
+        *,
+        is_exact: bool,
     ) -> None:
         self.lease = lease
         self.worker = lease.worker
@@ -51,7 +56,9 @@ class Passage:
         self.is_answered = False
         self.worker_is_lost = False
         self.worker_hangs = False
+        self.guard: StallGuard | None = None
         self._clock = clock
+        self._is_exact = is_exact
         self._move = move
         self._tokens_before = tape.tokens
 
@@ -70,6 +77,12 @@ class Passage:
         """Whether this worker sent any of them."""
         return self.tape.tokens > self._tokens_before
 
+    def leave_silent_worker(self) -> None:
+        """Go on elsewhere now rather than wait, unless that would cost the client anything."""
+        if self.guard is not None and (self._is_exact or not self.tape.tokens):
+            self.worker_hangs = True
+            self.guard.leave(EngineFailed(f"worker {self.worker.name} answers nobody"))
+
     def heard_tokens(self) -> None:
         """A delta came; said again, it changes nothing."""
         if self.first_token_s is None:
@@ -85,6 +98,7 @@ class Passage:
         """
         tape, passes = self.tape, True
         if event.HasField("started"):
+            self.lease.answered()
             model = self.ticket.model
             if (event.started.model, event.started.model_revision) != (model.name, model.revision):
                 # It was restarted with another checkpoint since it was chosen.

@@ -28,7 +28,7 @@ from sidecache.v1 import inference_pb2 as pb
 # Losses remembered to tell bad luck by; more than this in the time are bad luck anyway.
 _MAX_LOSSES = 1024
 # An engine is a little ahead of what was delivered: within so many tokens it is one place.
-_SAME_PLACE_TOKENS = 16
+SAME_PLACE_TOKENS = 16
 # Of two streams on a lost worker, the one it had sent nothing is ten times as suspect.
 _PROGRESSED_WEIGHT = 0.1
 
@@ -53,7 +53,7 @@ class Suspicion:
 
     def is_behind(self, tokens: int) -> bool:
         """Whether an answer of this length is past the place."""
-        return tokens > self.tokens + _SAME_PLACE_TOKENS
+        return tokens > self.tokens + SAME_PLACE_TOKENS
 
 
 class Quarantine:

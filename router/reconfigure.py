@@ -30,6 +30,7 @@ _FIXED = (
     "channels",
     "lookup",
     "pool",
+    "quiet",
     "routing.tenant_salt",
     "routing.salt_secret",
     "routing.max_notes",

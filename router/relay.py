@@ -136,7 +136,7 @@ class Relay:
             timeout=max(0.0, timeout_s),
             metadata=(("x-request-id", passage.ticket.request_id),),
         )
-        guard = self._guard(tape, attempts)
+        guard = passage.guard = self._guard(tape, attempts)
         try:
             with guard:
                 async for event in call:
@@ -158,7 +158,8 @@ class Relay:
             call.cancel()
             if guard.worker_stalled:
                 # One stream may be stuck while others flow; a worker hangs with all of them.
-                passage.worker_hangs = worker.is_quiet(self._limits.token_silence_s / 2)
+                quiet_s = self._limits.token_silence_s / 2
+                passage.worker_hangs = passage.worker_hangs or worker.is_quiet(quiet_s)
                 self._pool.suspect(worker)
         if not tape.is_complete:
             raise EngineFailed(f"worker {worker.name} ended its stream too early")

@@ -77,6 +77,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         clock,
         settings.default_model,
         outliers,
+        settings.quiet,
     )
     recovery = Recovery(settings.retries, settings.quarantine, outliers, telemetry.meter, clock)
     splits = Splits(settings.splits, pool, SplitMetrics(telemetry.meter), clock)

@@ -124,7 +124,8 @@ class LimitSettings(SettingsPart):
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Workers tried for one request before its first token."""
     max_migrations: Annotated[int, Field(ge=0)] = 8
-    """Moves of one stream after its first token; 0: a lost worker ends it."""
+    """Moves of one stream after its first token that all found it within 16 tokens of the one
+    before; 0: a lost worker ends it."""
     migration_wait_s: Seconds = 2.0
     """Longest wait for a worker to go on at, when none is ready; and of a prompt under
     suspicion for one to be tried on."""
@@ -273,6 +274,28 @@ class PoolSettings(SettingsPart):
     """Workers of all targets together."""
 
 
+class QuietSettings(SettingsPart):
+    """When a worker that says nothing on any of its streams is asked whether it lives.
+
+    Without an answer they all leave it. Only a worker that owes words is quiet: a prefill
+    takes its time.
+    """
+
+    quiet_s: PositiveSeconds = 0.25
+    """Shortest silence after which it is asked; until it answers it gets nothing new."""
+    factor: Annotated[float, Field(ge=1, le=100)] = 3.0
+    """Times the longest silence of late that it came back from, where that is more."""
+    max_quiet_s: PositiveSeconds = 1.0
+    """Longest silence after which it is asked, whatever is usual."""
+    least_answer_s: PositiveSeconds = 0.15
+    """No answer for so long, or ``factor`` times its slowest answers of late, and its streams go
+    on elsewhere."""
+    answer_s: PositiveSeconds = 0.5
+    """The same at most, and where it was asked nothing before."""
+    memory_s: PositiveSeconds = 30.0
+    """After this long a usual silence counts 1/e."""
+
+
 class WeightSettings(SettingsPart):
     """What the policy ``prefix`` weighs; a token to be prefilled weighs 1."""
 
@@ -352,6 +375,7 @@ class RouterSettings(BaseSettings):
     flights: FlightSettings = FlightSettings()
     audit: AuditSettings = AuditSettings()
     pool: PoolSettings = PoolSettings()
+    quiet: QuietSettings = QuietSettings()
     routing: RoutingSettings = RoutingSettings()
     splits: Annotated[list[SplitSettings], Field(max_length=64)] = []
     """Public model names that stand for weighted variants."""

@@ -8,7 +8,7 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from sidecache.errors import EngineFailed, StreamInterrupted
+from sidecache.errors import EngineFailed, SidecacheError, StreamInterrupted
 
 
 class StallGuard:
@@ -43,6 +43,7 @@ class StallGuard:
         self._on_reader = False
         self._since = self._loop.time()
         self._fired = False
+        self._why: SidecacheError | None = None
 
     @property
     def worker_stalled(self) -> bool:
@@ -69,6 +70,12 @@ class StallGuard:
         self._on_reader = True
         self._since = self._loop.time()
 
+    def leave(self, why: SidecacheError) -> None:
+        """Have the block raise this, unless the wait is for the reader."""
+        if not self._fired and not self._on_reader:
+            self._fired, self._why = True, why
+            self._task.cancel()
+
     def __enter__(self) -> Self:
         task = asyncio.current_task()
         if task is None:
@@ -92,11 +99,15 @@ class StallGuard:
                     f"cut off: the client read nothing for {self._reader_s:g} s",
                     why="reader_stalled",
                 ) from error
+            if self._why is not None:
+                raise self._why from error
             raise EngineFailed(f"the worker sent nothing for {self._worker_s:g} s") from error
 
     def _check(self) -> None:
         due = self._since + (self._reader_s if self._on_reader else self._worker_s)
         now = self._loop.time()
+        if self._fired:
+            return
         if now >= due:
             self._fired = True
             self._task.cancel()

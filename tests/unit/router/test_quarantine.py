@@ -18,6 +18,9 @@ class Stream:
         self.has_progressed = has_progressed
         self.on_trial = False
 
+    def leave_silent_worker(self) -> None:
+        """Nobody is silent here."""
+
 
 def lose(quarantine: Quarantine, *streams: Stream) -> None:
     crowd = Crowd()
