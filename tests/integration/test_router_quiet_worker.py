@@ -107,11 +107,11 @@ async def test_who_cannot_go_on_exactly_waits_for_the_worker_to_come_back(tmp_pa
 
 
 async def test_a_slow_worker_that_answers_keeps_its_streams(tmp_path: Path) -> None:
-    """Seven tokens, each six times as late as what is quiet: asked, alive, left alone."""
+    """Seven tokens, each many times as late as what is quiet: asked, alive, left alone."""
     slow = {"scripted": {"tokens_per_s": 3.0}}
     settings = {"limits": PATIENT, "quiet": EAGER, "routing": SPREAD}
     async with scripted_stack(
-        tmp_path, workers=[slow, slow], with_cache=False, router_=settings
+        tmp_path, workers=[slow, {}], with_cache=False, router_=settings
     ) as stack:
         for events in await Asking(stack.client, 4, 7).all(within_s=20.0):
             assert len(ids_of(events)) == 7
@@ -123,7 +123,7 @@ async def test_a_long_prefill_is_no_silence(tmp_path: Path) -> None:
     slow = {"scripted": {"ttft_s": 1.0}, "progress_interval_s": 5.0}
     settings = {"limits": PATIENT, "quiet": EAGER, "routing": SPREAD}
     async with scripted_stack(
-        tmp_path, workers=[slow, slow], with_cache=False, router_=settings
+        tmp_path, workers=[slow, {}], with_cache=False, router_=settings
     ) as stack:
         for events in await Asking(stack.client, 4, 3).all(within_s=20.0):
             assert moves_of(events) == []
