@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 
 from router.continuation import may_go_on_inexactly, why_not_continued
@@ -111,6 +111,10 @@ class Attempts:
             raise
         except TimeoutError:
             self._give_up()
+        finally:
+            # The lease follows at once; whatever it takes is taken by its trial from then on.
+            if not self._recovery.quarantine.is_empty:
+                self._recovery.quarantine.release(self._key, self._ready())
 
     def _may_ask(self) -> bool:
         """Whether there is a worker; for a suspected prompt, one to try it on."""
@@ -121,19 +125,34 @@ class Attempts:
         if not ready:
             # Before the first token the refusal is the lease's.
             return not self._tape.tokens
-        return not quarantine.is_suspected(self._key) or bool(quarantine.may_try(self._key, ready))
+        if not quarantine.is_suspected(self._key):
+            return not all(worker.crowd.is_taken for worker in ready)
+        if quarantine.may_try(self._key, ready):
+            return True
+        quarantine.reserve(self._key, ready)
+        return False
 
     async def _news(self) -> None:
         if self._ready():
-            await self._recovery.quarantine.wait_for_a_verdict()
+            # A reserved worker empties without a word.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ROUND_S):
+                    await self._recovery.quarantine.wait_for_a_verdict()
         else:
             await self._pool.wait_for_change()
 
     def _give_up(self) -> None:
-        """Raise, if there is still nobody; a stream that has begun takes its chance instead."""
+        """Raise, if there is still nobody; a stream that has begun takes one chance instead."""
+        quarantine = self._recovery.quarantine
+        why = "workers were lost under this prompt, and none is free to try it alone"
+        is_suspected = not quarantine.is_empty and quarantine.is_suspected(self._key)
         if not self._tape.tokens:
-            why = "workers were lost under this prompt, and none is free to try it alone"
-            raise self._failure or NoHealthyWorker(why)
+            if is_suspected:
+                raise self._failure or NoHealthyWorker(why)
+            return  # beside a trial that takes long
+        if is_suspected and not quarantine.may_take_a_chance(self._key):
+            self._recovery.metrics.migrated("suspected")
+            raise self._interrupted(why, "suspected") from self._failure
         if not self._ready():
             self._recovery.metrics.migrated("no_worker")
             why = f"no other was ready within {self._limits.migration_wait_s:g} s"
@@ -217,7 +236,7 @@ class Attempts:
             if quarantine.is_suspected(self._key):
                 return quarantine.may_try(self._key, wanted or self._ready())
             # Whoever goes beside a suspect may be lost with it.
-            wanted = [w for w in wanted if not w.crowd.trials] or wanted
+            wanted = [w for w in wanted if not w.crowd.is_taken] or wanted
         if self._tried:
             wanted = self._pool.liveliest(wanted)
         return wanted

@@ -9,7 +9,9 @@ from observability import names
 from observability.metrics.observed import gauge, observe_each, total
 from observability.metrics.shared import QueueMetrics
 
-MigrationOutcome = Literal["exact", "best_effort", "not_exact", "too_many", "no_worker"]
+MigrationOutcome = Literal[
+    "exact", "best_effort", "not_exact", "too_many", "no_worker", "suspected"
+]
 AdmissionOutcome = Literal[
     "admitted",
     "router_full",
