@@ -11,6 +11,7 @@ from router.pool import WorkerPool
 from router.prompt import RoutedPrompt
 from router.quarantine import SAME_PLACE_TOKENS, prompt_key
 from router.recovery import Recovery
+from router.rival import Rival
 from router.settings import LimitSettings
 from router.tape import Tape
 from router.ticket import Ticket
@@ -33,6 +34,10 @@ class Attempts:
 
     Before the first token any other worker may begin again. After it, the next one
     goes on from the last token, where that is exact or the caller takes less.
+
+    Attributes:
+        why_not: what keeps it from being exact; None: nothing.
+        rival: the second worker that may begin before the first token; None: none does.
     """
 
     def __init__(
@@ -50,12 +55,15 @@ class Attempts:
         self._tape = tape
         # Each with its epoch: one that was restarted since is another.
         self._tried: list[tuple[Worker, str]] = []
+        # The last whose events were passed on.
+        self._served_by: Worker | None = None
         self._moves = 0
         self._failure: SidecacheError | None = None
         # Where and when the stream stood still last.
         self._stopped_tokens = -1
         self._stopped_at = 0.0
         self.why_not = why_not_continued(ticket)
+        self.rival: Rival | None = None
         recovery.budget.asked()
 
     @contextmanager
@@ -67,27 +75,65 @@ class Attempts:
             StreamInterrupted: there is none, and something was.
             SidecacheError: what the last one failed with, if that says more.
         """
+        passage = self.rival.has_won() if self.rival is not None else None
+        if self.rival is not None and passage is not None:
+            passage.takes_over(self._move_to(passage.worker))
+            self._served_by = passage.worker
+            with self.rival.stack:
+                yield passage
+            return
         quarantine, begun = self._recovery.quarantine, bool(self._tape.tokens)
         avoid = self._avoided() if self._tried or not quarantine.is_empty else ()
         if not quarantine.is_empty and quarantine.is_suspected(self._key):
             prompt = None  # to the worker with the fewest others
         try:
-            leased = self._pool.lease(self._ticket.model, avoid, prompt, goes_on=begun)
-            with leased as lease:
-                move = self._move_to(lease.worker)
-                self._tried.append((lease.worker, lease.worker.epoch))
-                clock = self._recovery.clock
-                is_exact = self.why_not is None
-                passage = Passage(lease, self._ticket, self._tape, move, clock, is_exact=is_exact)
-                quarantine.begins(passage, passage.crowd)
-                try:
-                    yield passage
-                finally:
-                    quarantine.leaves(passage, passage.crowd)
+            with self._leased(avoid, prompt) as passage:
+                self._served_by = passage.worker
+                yield passage
         except NoHealthyWorker as error:
             if begun:
                 raise self._interrupted("no other was ready", "no_worker") from error
             raise self._failure or error from error
+
+    @contextmanager
+    def standing_by(self, passage: Passage) -> Iterator[None]:
+        """Let a rival begin while the block waits for the first token, where there is one."""
+        if self.rival is None or self._tape.tokens or not self._recovery.quarantine.is_empty:
+            yield
+            return
+        self.rival.stand_by(passage, self._ready())
+        try:
+            yield
+        finally:
+            self.rival.stand_down()
+
+    @contextmanager
+    def lease_beside(self, prompt: RoutedPrompt | None) -> Iterator[Passage]:
+        """Hold another worker than those that were tried, and one that has a slot.
+
+        Raises:
+            NoHealthyWorker: there is none.
+        """
+        tried = [worker for worker, _ in self._tried]
+        avoid = [w for w in self._ready() if w in tried or w.is_full or w.is_hushed]
+        with self._leased(avoid, prompt) as passage:
+            yield passage
+
+    @contextmanager
+    def _leased(self, avoid: Sequence[Worker], prompt: RoutedPrompt | None) -> Iterator[Passage]:
+        recovery, begun = self._recovery, bool(self._tape.tokens)
+        with self._pool.lease(self._ticket.model, avoid, prompt, goes_on=begun) as lease:
+            move = self._move_to(lease.worker)
+            self._tried.append((lease.worker, lease.worker.epoch))
+            is_exact = self.why_not is None
+            passage = Passage(
+                lease, self._ticket, self._tape, move, recovery.clock, is_exact=is_exact
+            )
+            recovery.quarantine.begins(passage, passage.crowd)
+            try:
+                yield passage
+            finally:
+                recovery.quarantine.leaves(passage, passage.crowd)
 
     async def may_go_on(self) -> None:
         """Return when a worker may be asked: at once, where all is well.
@@ -98,6 +144,8 @@ class Attempts:
             StreamInterrupted: something was sent, and it is refused, or no worker was ready.
         """
         if self._recovery.quarantine.is_empty and not self._tape.tokens:
+            return
+        if self.rival is not None and self.rival.has_won():
             return
         began = self._stopped_at if self._tape.tokens else self._recovery.clock()
         left_s = began + self._limits.migration_wait_s - self._recovery.clock()
@@ -166,6 +214,8 @@ class Attempts:
             StreamInterrupted: tokens were sent and the rest cannot come.
         """
         self._failure = error
+        if self.rival is not None and not self._tape.tokens and await self.rival.winner():
+            return
         if not self._tape.tokens:
             self._may_begin_again(error)
             return
@@ -210,10 +260,10 @@ class Attempts:
 
     def _move_to(self, worker: Worker) -> pb.Migrated | None:
         """What the client is told with the next worker's first event; None: nothing."""
-        if not self._tape.started or not self._tried:
+        if not self._tape.started or self._served_by is None:
             return None
         return pb.Migrated(
-            from_worker=self._tried[-1][0].name,
+            from_worker=self._served_by.name,
             to_worker=worker.name,
             offset=self._tape.tokens,
             best_effort=self._tape.is_inexact,

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import grpc
 
 from router.crowd import Crowd
 from router.lease import Lease
@@ -11,6 +14,9 @@ from router.tape import Tape
 from router.ticket import Ticket
 from sidecache.errors import EngineFailed
 from sidecache.v1 import inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from router.rival import Rival
 
 
 class Passage:
@@ -32,6 +38,9 @@ class Passage:
         is_answered: the first token has been counted.
         worker_hangs: it sent nothing on any stream for a while.
         guard: of the two waits, while the worker is listened to.
+        rival: may begin, or has begun, while this one has no token.
+        call: to the worker, once it was asked; ``held``: events of it that wait to be passed on.
+        has_ids: the worker was sent the prompt's token ids.
         worker_is_lost: the stream failed, and everything on its worker did.
     """
 
@@ -57,6 +66,10 @@ class Passage:
         self.worker_is_lost = False
         self.worker_hangs = False
         self.guard: StallGuard | None = None
+        self.rival: Rival | None = None
+        self.call: grpc.aio.UnaryStreamCall[Any, pb.GenerateResponse] | None = None
+        self.has_ids = False
+        self.held: list[pb.GenerateResponse] = []
         self._clock = clock
         self._is_exact = is_exact
         self._move = move
@@ -73,6 +86,15 @@ class Passage:
         return self.tape.tokens
 
     @property
+    def waited_s(self) -> float:
+        """Since the worker was asked."""
+        return self._clock() - self.began_at
+
+    def takes_over(self, move: pb.Migrated | None) -> None:
+        """It goes on for another worker, and the client is to be told so."""
+        self._move = move
+
+    @property
     def has_progressed(self) -> bool:
         """Whether this worker sent any of them."""
         return self.tape.tokens > self._tokens_before
@@ -86,8 +108,10 @@ class Passage:
     def heard_tokens(self) -> None:
         """A delta came; said again, it changes nothing."""
         if self.first_token_s is None:
-            self.first_token_s = self._clock() - self.began_at
+            self.first_token_s = self.waited_s
             self.lease.first_token()
+            if self.rival is not None:
+                self.rival.first_spoke()
 
     def takes(self, event: pb.GenerateResponse) -> bool:
         """Note what a message says; whether anything of it is for the client.

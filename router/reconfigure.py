@@ -31,6 +31,7 @@ _FIXED = (
     "lookup",
     "pool",
     "quiet",
+    "hedge",
     "routing.tenant_salt",
     "routing.salt_secret",
     "routing.max_notes",

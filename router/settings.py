@@ -144,6 +144,22 @@ class RetrySettings(SettingsPart):
     """Most retries saved up: what the loss of one busy worker may cost at once."""
 
 
+class HedgeSettings(SettingsPart):
+    """When a second worker begins because the first is late with its first token."""
+
+    enabled: bool = False
+    """Off, a late worker is waited for."""
+    after_s: PositiveSeconds | None = None
+    """How long the first worker is alone; unset: what 95 of 100 first tokens take at the model's
+    usual worker, learned."""
+    least_s: PositiveSeconds = 0.05
+    """A learned delay is never shorter."""
+    share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Hedges for each request that comes."""
+    reserve: Annotated[float, Field(ge=1, le=1e6)] = 10.0
+    """Most hedges saved up."""
+
+
 class QuarantineSettings(SettingsPart):
     """When a prompt that workers are lost under is refused."""
 
@@ -370,6 +386,7 @@ class RouterSettings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     lookup: LookupSettings = LookupSettings()
     retries: RetrySettings = RetrySettings()
+    hedge: HedgeSettings = HedgeSettings()
     quarantine: QuarantineSettings = QuarantineSettings()
     outliers: OutlierSettings = OutlierSettings()
     flights: FlightSettings = FlightSettings()

@@ -18,6 +18,9 @@ class StallGuard:
     waits for. A wait over its bound cancels the task inside the block, and the
     block raises what that wait stands for.
 
+    Attributes:
+        is_over: the block was left.
+
     Raises:
         EngineFailed: from the block; the worker sent nothing for ``answer_s``, or, after
             :meth:`has_answered`, for ``worker_s``, or, after :meth:`has_tokens`, for
@@ -44,11 +47,12 @@ class StallGuard:
         self._since = self._loop.time()
         self._fired = False
         self._why: SidecacheError | None = None
+        self.is_over = False
 
     @property
     def worker_stalled(self) -> bool:
-        """Whether the block was left because the worker was silent."""
-        return self._fired and not self._on_reader
+        """Whether the block was left because the wait for the worker was over its bound."""
+        return self._fired and not self._on_reader and self._why is None
 
     def has_answered(self) -> None:
         """The worker has said its first word; said again, it changes nothing."""
@@ -70,11 +74,13 @@ class StallGuard:
         self._on_reader = True
         self._since = self._loop.time()
 
-    def leave(self, why: SidecacheError) -> None:
-        """Have the block raise this, unless the wait is for the reader."""
-        if not self._fired and not self._on_reader:
-            self._fired, self._why = True, why
-            self._task.cancel()
+    def leave(self, why: SidecacheError) -> bool:
+        """Have the block raise this, unless the wait is for the reader; whether it will."""
+        if self._fired or self._on_reader or self.is_over:
+            return False
+        self._fired, self._why = True, why
+        self._task.cancel()
+        return True
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
@@ -92,6 +98,7 @@ class StallGuard:
         trace: TracebackType | None,
     ) -> None:
         self._timer.cancel()
+        self.is_over = True
         # Fired, and nobody else cancelled the task meanwhile: the cancellation is ours.
         if self._fired and self._task.uncancel() <= self._cancelling:
             if self._on_reader:
