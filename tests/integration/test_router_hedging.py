@@ -32,25 +32,25 @@ async def test_the_second_worker_answers_for_a_late_one(tmp_path: Path) -> None:
     """The whole answer, once; the client is told who goes on; the late one is let go at once."""
     async with fleet(tmp_path, [LATE, QUICK]) as stack:
         async with asyncio.timeout(4.0):
-            for number in range(2):  # in turn: one of the two falls to the late worker
-                events = await events_of(stack.client, f"hello {number}", max_tokens=20)
-                assert ids_of(events) == await reference(stack, f"hello {number}", 20)
-                assert sum(event.HasField("finished") for event in events) == 1
-                if moves_of(events):
-                    assert moves_of(events) == [("w1", "w2", 0)]
-                else:
-                    assert events[0].started.worker == "w2"
+            # In turn: one of the two falls to the late worker.
+            answers = [await events_of(stack.client, f"hello {n}", max_tokens=20) for n in (0, 1)]
+        for number, events in enumerate(answers):
+            assert ids_of(events) == await reference(stack, f"hello {number}", 20)
+            assert sum(event.HasField("finished") for event in events) == 1
+        first = {events[0].started.worker: moves_of(events) for events in answers}
+        assert first == {"w1": [("w1", "w2", 0)], "w2": []}
         await idle(stack)
 
 
 async def test_a_first_worker_that_is_sooner_after_all_is_heard_alone(tmp_path: Path) -> None:
     """The second one stops at once, and nobody hears of it."""
-    both_late = [{"scripted": {"ttft_s": 0.3}}, {"scripted": {"ttft_s": 0.3}}]
-    async with fleet(tmp_path, both_late) as stack:
-        asking = asyncio.create_task(events_of(stack.client, "hello", max_tokens=20))
+    # Long enough that the second one would have its first token while the first one speaks.
+    late = {"scripted": {"ttft_s": 0.3, "tokens_per_s": 50.0}}
+    async with fleet(tmp_path, [late, late]) as stack:
+        asking = asyncio.create_task(events_of(stack.client, "hello", max_tokens=40))
         await eventually(lambda: all(busy(worker) for worker in stack.workers))
         events = await asking
-        assert ids_of(events) == await reference(stack, "hello", 20)
+        assert ids_of(events) == await reference(stack, "hello", 40)
         assert moves_of(events) == []
         await idle(stack)
 
@@ -82,10 +82,11 @@ async def test_without_a_budget_nobody_begins_beside(tmp_path: Path) -> None:
         assert most == 1
 
 
-async def test_a_full_fleet_is_not_hedged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [0, 4])
+async def test_a_full_fleet_is_not_hedged(tmp_path: Path, ahead: int) -> None:
     """Two slots and two requests: a second worker's slot is not taken from anybody."""
     late = {"scripted": {"ttft_s": 0.5}, "max_sequences": 1}
-    async with fleet(tmp_path, [late, late]) as stack:
+    async with fleet(tmp_path, [late, late], admission={"ahead": ahead}) as stack:
         asking = [
             asyncio.create_task(events_of(stack.client, prompt, max_tokens=3)) for prompt in "ab"
         ]
