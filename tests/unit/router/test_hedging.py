@@ -19,7 +19,7 @@ def hedging(clock: Clock, *, room: bool = True, **settings: Any) -> Hedging:
     return Hedging(HedgeSettings(enabled=True, **settings), lambda _: room, metrics, clock)
 
 
-def test_one_slow_worker_of_six_does_not_set_the_delay() -> None:
+async def test_one_slow_worker_of_six_does_not_set_the_delay() -> None:
     """A sixth of all first tokens is more than a twentieth: their common p95 would be its own."""
     one = hedging(Clock())
     workers = [make_worker(f"w{number}") for number in range(6)]
@@ -33,7 +33,7 @@ def test_one_slow_worker_of_six_does_not_set_the_delay() -> None:
     assert 0.115 < delay_s < 0.12
 
 
-def test_before_enough_is_known_nothing_is_hedged() -> None:
+async def test_before_enough_is_known_nothing_is_hedged() -> None:
     """Fifteen first tokens are not enough; and what is learned is used within a second."""
     clock = Clock()
     one, worker = hedging(clock), make_worker("w1")
@@ -45,7 +45,7 @@ def test_before_enough_is_known_nothing_is_hedged() -> None:
     assert one.delay_s(SERVED, [worker]) == 0.2
 
 
-def test_a_learned_delay_has_a_least() -> None:
+async def test_a_learned_delay_has_a_least() -> None:
     """Where first tokens take no time, noise is no reason."""
     one, worker = hedging(Clock(), least_s=0.05), make_worker("w1")
     for _ in range(20):

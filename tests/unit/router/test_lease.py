@@ -6,7 +6,7 @@ from router.lease import Lease
 from tests.unit.router.fleet import make_worker
 
 
-def test_a_word_is_due_but_for_the_time_of_the_prefill() -> None:
+async def test_a_word_is_due_but_for_the_time_of_the_prefill() -> None:
     """Asked, and not answered yet; then prefilled, however long; then between tokens."""
     worker = make_worker("w1")
     lease = Lease(worker, 100, 40)
@@ -24,7 +24,7 @@ def test_a_word_is_due_but_for_the_time_of_the_prefill() -> None:
 
 
 @pytest.mark.parametrize("steps", [[], ["answered"], ["first_token"], ["answered", "first_token"]])
-def test_wherever_a_stream_ends_nothing_of_it_stays(steps: list[str]) -> None:
+async def test_wherever_a_stream_ends_nothing_of_it_stays(steps: list[str]) -> None:
     """Every figure is as it was before."""
     worker = make_worker("w1")
     other = Lease(worker, 7, 7)
