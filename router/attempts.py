@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 
 from router.continuation import may_go_on_inexactly, why_not_continued
 from router.passage import Passage
 from router.pool import WorkerPool
 from router.prompt import RoutedPrompt
-from router.quarantine import prompt_key
+from router.quarantine import SAME_PLACE_TOKENS, prompt_key
 from router.recovery import Recovery
+from router.rival import Rival
 from router.settings import LimitSettings
 from router.tape import Tape
 from router.ticket import Ticket
@@ -33,6 +34,10 @@ class Attempts:
 
     Before the first token any other worker may begin again. After it, the next one
     goes on from the last token, where that is exact or the caller takes less.
+
+    Attributes:
+        why_not: what keeps it from being exact; None: nothing.
+        rival: the second worker that may begin before the first token; None: none does.
     """
 
     def __init__(
@@ -50,12 +55,15 @@ class Attempts:
         self._tape = tape
         # Each with its epoch: one that was restarted since is another.
         self._tried: list[tuple[Worker, str]] = []
+        # The last whose events were passed on.
+        self._served_by: Worker | None = None
         self._moves = 0
         self._failure: SidecacheError | None = None
         # Where and when the stream stood still last.
         self._stopped_tokens = -1
         self._stopped_at = 0.0
         self.why_not = why_not_continued(ticket)
+        self.rival: Rival | None = None
         recovery.budget.asked()
 
     @contextmanager
@@ -67,26 +75,65 @@ class Attempts:
             StreamInterrupted: there is none, and something was.
             SidecacheError: what the last one failed with, if that says more.
         """
+        passage = self.rival.has_won() if self.rival is not None else None
+        if self.rival is not None and passage is not None:
+            passage.takes_over(self._move_to(passage.worker))
+            self._served_by = passage.worker
+            with self.rival.stack:
+                yield passage
+            return
         quarantine, begun = self._recovery.quarantine, bool(self._tape.tokens)
         avoid = self._avoided() if self._tried or not quarantine.is_empty else ()
         if not quarantine.is_empty and quarantine.is_suspected(self._key):
             prompt = None  # to the worker with the fewest others
         try:
-            leased = self._pool.lease(self._ticket.model, avoid, prompt, goes_on=begun)
-            with leased as lease:
-                move = self._move_to(lease.worker)
-                self._tried.append((lease.worker, lease.worker.epoch))
-                clock = self._recovery.clock
-                passage = Passage(lease, self._ticket, self._tape, move, clock)
-                quarantine.begins(passage, passage.crowd)
-                try:
-                    yield passage
-                finally:
-                    quarantine.leaves(passage, passage.crowd)
+            with self._leased(avoid, prompt) as passage:
+                self._served_by = passage.worker
+                yield passage
         except NoHealthyWorker as error:
             if begun:
                 raise self._interrupted("no other was ready", "no_worker") from error
             raise self._failure or error from error
+
+    @contextmanager
+    def standing_by(self, passage: Passage) -> Iterator[None]:
+        """Let a rival begin while the block waits for the first token, where there is one."""
+        if self.rival is None or self._tape.tokens or not self._recovery.quarantine.is_empty:
+            yield
+            return
+        self.rival.stand_by(passage, self._ready())
+        try:
+            yield
+        finally:
+            self.rival.stand_down()
+
+    @contextmanager
+    def lease_beside(self, prompt: RoutedPrompt | None) -> Iterator[Passage]:
+        """Hold another worker than those that were tried, and one that has a slot.
+
+        Raises:
+            NoHealthyWorker: there is none.
+        """
+        tried = [worker for worker, _ in self._tried]
+        avoid = [w for w in self._ready() if w in tried or w.is_full or w.is_hushed]
+        with self._leased(avoid, prompt) as passage:
+            yield passage
+
+    @contextmanager
+    def _leased(self, avoid: Sequence[Worker], prompt: RoutedPrompt | None) -> Iterator[Passage]:
+        recovery, begun = self._recovery, bool(self._tape.tokens)
+        with self._pool.lease(self._ticket.model, avoid, prompt, goes_on=begun) as lease:
+            move = self._move_to(lease.worker)
+            self._tried.append((lease.worker, lease.worker.epoch))
+            is_exact = self.why_not is None
+            passage = Passage(
+                lease, self._ticket, self._tape, move, recovery.clock, is_exact=is_exact
+            )
+            recovery.quarantine.begins(passage, passage.crowd)
+            try:
+                yield passage
+            finally:
+                recovery.quarantine.leaves(passage, passage.crowd)
 
     async def may_go_on(self) -> None:
         """Return when a worker may be asked: at once, where all is well.
@@ -97,6 +144,8 @@ class Attempts:
             StreamInterrupted: something was sent, and it is refused, or no worker was ready.
         """
         if self._recovery.quarantine.is_empty and not self._tape.tokens:
+            return
+        if self.rival is not None and self.rival.has_won():
             return
         began = self._stopped_at if self._tape.tokens else self._recovery.clock()
         left_s = began + self._limits.migration_wait_s - self._recovery.clock()
@@ -110,6 +159,10 @@ class Attempts:
             raise
         except TimeoutError:
             self._give_up()
+        finally:
+            # The lease follows at once; whatever it takes is taken by its trial from then on.
+            if not self._recovery.quarantine.is_empty:
+                self._recovery.quarantine.release(self._key, self._ready())
 
     def _may_ask(self) -> bool:
         """Whether there is a worker; for a suspected prompt, one to try it on."""
@@ -120,19 +173,34 @@ class Attempts:
         if not ready:
             # Before the first token the refusal is the lease's.
             return not self._tape.tokens
-        return not quarantine.is_suspected(self._key) or bool(quarantine.may_try(self._key, ready))
+        if not quarantine.is_suspected(self._key):
+            return not all(worker.crowd.is_taken for worker in ready)
+        if quarantine.may_try(self._key, ready):
+            return True
+        quarantine.reserve(self._key, ready)
+        return False
 
     async def _news(self) -> None:
         if self._ready():
-            await self._recovery.quarantine.wait_for_a_verdict()
+            # A reserved worker empties without a word.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ROUND_S):
+                    await self._recovery.quarantine.wait_for_a_verdict()
         else:
             await self._pool.wait_for_change()
 
     def _give_up(self) -> None:
-        """Raise, if there is still nobody; a stream that has begun takes its chance instead."""
+        """Raise, if there is still nobody; a stream that has begun takes one chance instead."""
+        quarantine = self._recovery.quarantine
+        why = "workers were lost under this prompt, and none is free to try it alone"
+        is_suspected = not quarantine.is_empty and quarantine.is_suspected(self._key)
         if not self._tape.tokens:
-            why = "workers were lost under this prompt, and none is free to try it alone"
-            raise self._failure or NoHealthyWorker(why)
+            if is_suspected:
+                raise self._failure or NoHealthyWorker(why)
+            return  # beside a trial that takes long
+        if is_suspected and not quarantine.may_take_a_chance(self._key):
+            self._recovery.metrics.migrated("suspected")
+            raise self._interrupted(why, "suspected") from self._failure
         if not self._ready():
             self._recovery.metrics.migrated("no_worker")
             why = f"no other was ready within {self._limits.migration_wait_s:g} s"
@@ -146,6 +214,8 @@ class Attempts:
             StreamInterrupted: tokens were sent and the rest cannot come.
         """
         self._failure = error
+        if self.rival is not None and not self._tape.tokens and await self.rival.winner():
+            return
         if not self._tape.tokens:
             self._may_begin_again(error)
             return
@@ -155,6 +225,9 @@ class Attempts:
             if not self._wanted():
                 await asyncio.sleep(_ROUND_S)
             return
+        if self._tape.tokens > self._stopped_tokens + SAME_PLACE_TOKENS:
+            # It got on in between: the fleet is bad, and not this stream.
+            self._moves = 0
         self._moves += 1
         self._stopped_tokens = self._tape.tokens
         self._stopped_at = self._recovery.clock()
@@ -164,7 +237,7 @@ class Attempts:
             raise self._interrupted(text, self.why_not.label) from error
         if self._moves > self._limits.max_migrations:
             metrics.migrated("too_many")
-            text = f"it may move {self._limits.max_migrations} times"
+            text = f"it may move {self._limits.max_migrations} times without getting on"
             raise self._interrupted(text, "too_many_moves") from error
         self._tape.is_inexact = self._tape.is_inexact or self.why_not is not None
         metrics.migrated("best_effort" if self._tape.is_inexact else "exact")
@@ -187,10 +260,10 @@ class Attempts:
 
     def _move_to(self, worker: Worker) -> pb.Migrated | None:
         """What the client is told with the next worker's first event; None: nothing."""
-        if not self._tape.started or not self._tried:
+        if not self._tape.started or self._served_by is None:
             return None
         return pb.Migrated(
-            from_worker=self._tried[-1][0].name,
+            from_worker=self._served_by.name,
             to_worker=worker.name,
             offset=self._tape.tokens,
             best_effort=self._tape.is_inexact,
@@ -213,11 +286,9 @@ class Attempts:
             if quarantine.is_suspected(self._key):
                 return quarantine.may_try(self._key, wanted or self._ready())
             # Whoever goes beside a suspect may be lost with it.
-            wanted = [w for w in wanted if not w.crowd.trials] or wanted
+            wanted = [w for w in wanted if not w.crowd.is_taken] or wanted
         if self._tried:
-            # A worker that hangs is not known to, until one of its streams gives up.
-            quiet_s = self._limits.token_silence_s / 3
-            wanted = [w for w in wanted if not w.is_quiet(quiet_s)] or wanted
+            wanted = self._pool.liveliest(wanted)
         return wanted
 
     def _ready(self) -> Sequence[Worker]:

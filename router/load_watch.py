@@ -18,10 +18,17 @@ class LoadWatch:
 
     Args:
         workers: those to ask, asked anew each time.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, workers: Callable[[], Sequence[Worker]], settings: RoutingSettings) -> None:
+    def __init__(
+        self,
+        workers: Callable[[], Sequence[Worker]],
+        settings: RoutingSettings,
+        clock: Callable[[], float],
+    ) -> None:
         self._workers = workers
+        self._clock = clock
         self.settings = settings
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
@@ -37,12 +44,15 @@ class LoadWatch:
         """Ask one worker; no answer, or one of another epoch, is no report."""
         report: worker_pb2.GetLoadResponse | None
         async with self._slots:
+            asked_at = self._clock()
             try:
                 report = await worker.facts.GetLoad(
                     worker_pb2.GetLoadRequest(), timeout=self.settings.load_timeout_s
                 )
             except grpc.aio.AioRpcError:
                 report = None
+        if report is not None:
+            worker.answered(self._clock() - asked_at)
         if report is not None and report.epoch != worker.epoch:
             report = None
         worker.load.hear(report, worker.leases, self.settings.max_foreign_tokens, worker.block_size)

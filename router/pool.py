@@ -15,9 +15,10 @@ from router.membership import Membership
 from router.model import ServedModel
 from router.outliers import Outliers
 from router.prompt import RoutedPrompt
+from router.quiet_watch import QuietWatch
 from router.roster import Roster
 from router.routing.choice import GO_BY_PREFIX
-from router.settings import OutlierSettings, PoolSettings, RoutingSettings
+from router.settings import OutlierSettings, PoolSettings, QuietSettings, RoutingSettings
 from router.worker import State, Worker
 from sidecache.errors import InvalidRequest, ModelNotFound, NoHealthyWorker, NotFound
 
@@ -32,6 +33,7 @@ class WorkerPool:
         connect: opens an instrumented channel to an address.
         default_model: for requests that name none; empty: the only one served.
         outliers: knows whom to leave alone; None: nobody tells, so nobody is.
+        quiet: when a worker that says nothing is left.
     """
 
     def __init__(
@@ -44,13 +46,15 @@ class WorkerPool:
         clock: Callable[[], float],
         default_model: str = "",
         outliers: Outliers | None = None,
+        quiet: QuietSettings | None = None,
     ) -> None:
         self._settings = settings
+        self._quiet = quiet or QuietSettings()
         self._dispatcher = dispatcher
         self._goes_by_prefix = routing.policy in GO_BY_PREFIX
         self._roster = Roster(settings, clock)
         self._outliers = outliers or Outliers(OutlierSettings(), clock)
-        self._load_watch = LoadWatch(self._roster.all_ready, routing)
+        self._load_watch = LoadWatch(self._roster.all_ready, routing, clock)
         self._membership = Membership(
             targets,
             self._roster,
@@ -61,6 +65,9 @@ class WorkerPool:
             on_found=self._load_watch.ask,
             on_left=self._outliers.forget,
         )
+        self._quiet_watch = QuietWatch(
+            lambda: self._roster.workers, self._quiet, clock, gone=self._abandon
+        )
         self._default_model = default_model
 
     async def run(self) -> None:
@@ -68,6 +75,7 @@ class WorkerPool:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._membership.run())
             tasks.create_task(self._load_watch.run())
+            tasks.create_task(self._quiet_watch.run())
 
     async def wait_for_first_contact(self) -> None:
         """Return once every known worker has answered or failed to, bounded."""
@@ -163,7 +171,8 @@ class WorkerPool:
         usable = self._outliers.usable(candidates)
         if not usable and not goes_on:
             raise NoHealthyWorker(f"every worker of {model.name} that is ready loses its streams")
-        lease = self._dispatcher.lease(usable or candidates, prompt)
+        speaking = [worker for worker in usable or candidates if not worker.is_hushed]
+        lease = self._dispatcher.lease(speaking or usable or candidates, prompt)
         self._outliers.chosen(lease.worker)
         try:
             yield lease
@@ -203,6 +212,29 @@ class WorkerPool:
             log.warning("worker lost", extra={"worker": worker.name})
             self._roster.set_state(worker, State.UNHEALTHY)
             worker.doubted.set()
+
+    def liveliest(self, workers: Sequence[Worker]) -> Sequence[Worker]:
+        """Those of the workers that nothing is held against; where there are none, all.
+
+        For a stream that has stood still once: it goes by half the time that is quiet.
+        """
+        speaking = [
+            w for w in workers if not w.is_hushed and not w.is_quiet(self._quiet.quiet_s / 2)
+        ]
+        return speaking or workers
+
+    def _abandon(self, worker: Worker) -> None:
+        """Have the streams of a worker that answers nobody go on elsewhere.
+
+        A silence that most of them share is the machine's, or this process's own.
+        """
+        peers = self._roster.ready(worker.model) if worker.model is not None else []
+        speaking = [one for one in peers if one is not worker and not one.is_hushed]
+        if not speaking or 2 * len(speaking) < len(peers):
+            return
+        self.suspect(worker)
+        for stream in list(worker.crowd.members):
+            stream.leave_silent_worker()
 
     async def wait_for_change(self) -> None:
         """Return when a worker may have become ready, or ceased to be."""

@@ -1,15 +1,18 @@
 """Prompts that end workers: found by what was running where, tried alone, then refused.
 
 A prompt on which an engine crashes would be carried by migration from one worker to the
-next until none is left. No single loss says which stream did it, so each loss lays blame
-on everyone who was there, shared between them; whoever then gets past the place where
-the worker was lost is innocent, since a poisonous prompt would have ended the next worker
-there as well. Who does not, twice in a row, is tried alone: on a worker with no other
-suspect, and with nobody new beside it. If that one is lost too, the prompt is refused.
+next until none is left. No single loss says which stream did it, so each loss counts
+against everyone who was there; whoever then gets past the place where the worker was lost
+is innocent, since a poisonous prompt would have ended the next worker there as well. Who
+does not, twice in a row, is tried alone: on a worker that has nobody else, and gets nobody
+meanwhile. Only a worker that is lost under it there is proof, and the prompt is refused.
+What can have had another cause proves nothing, however often it happens.
 
 So a poisonous prompt costs three workers, and a stream with bad luck costs nothing. In a
 fleet that loses workers all the time bad luck explains a lot: nobody is suspected for
-whom there are more losses elsewhere than beside it.
+whom there are more losses elsewhere than beside it. It does not explain everything, or
+several poisonous prompts would excuse each other: from the fourth loss on it is tried alone
+anyhow, and refused after the third worker that it was alone on. That is seven at most.
 """
 
 import asyncio
@@ -28,9 +31,18 @@ from sidecache.v1 import inference_pb2 as pb
 # Losses remembered to tell bad luck by; more than this in the time are bad luck anyway.
 _MAX_LOSSES = 1024
 # An engine is a little ahead of what was delivered: within so many tokens it is one place.
-_SAME_PLACE_TOKENS = 16
-# Of two streams on a lost worker, the one it had sent nothing is ten times as suspect.
-_PROGRESSED_WEIGHT = 0.1
+SAME_PLACE_TOKENS = 16
+# So many times the losses that make a suspect, no bad luck keeps it from being tried alone.
+_EXCUSED = 2
+# Workers lost under it alone that are proof in a fleet that loses others all the time.
+_PROOFS_AGAINST_LUCK = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loss:
+    """A worker that was lost, at the clock's time."""
+
+    at: float
 
 
 @dataclass(slots=True)
@@ -39,21 +51,21 @@ class Suspicion:
 
     Attributes:
         losses: workers lost under it in a row, at the same place of its answer.
-        weight: sum of its shares in the blame; 1 is a loss that only it can explain.
+        proofs: of those, lost with nobody else to blame.
         tokens: how far the answer was at the first of them.
         until: the clock's time at which all is forgotten.
         is_confirmed: it is refused.
     """
 
-    losses: int
-    weight: float
+    losses: list[Loss]
     tokens: int
     until: float
+    proofs: int = 0
     is_confirmed: bool = False
 
     def is_behind(self, tokens: int) -> bool:
         """Whether an answer of this length is past the place."""
-        return tokens > self.tokens + _SAME_PLACE_TOKENS
+        return tokens > self.tokens + SAME_PLACE_TOKENS
 
 
 class Quarantine:
@@ -70,8 +82,8 @@ class Quarantine:
         # The oldest first.
         self._prompts: OrderedDict[bytes, Suspicion] = OrderedDict()
         self._tried: set[bytes] = set()
-        # When workers were lost that no confirmed prompt explains.
-        self._unexplained: deque[float] = deque(maxlen=_MAX_LOSSES)
+        # Workers lost that no confirmed prompt explains.
+        self._unexplained: deque[Loss] = deque(maxlen=_MAX_LOSSES)
         self._trial_over = asyncio.Event()
 
     @property
@@ -95,7 +107,7 @@ class Quarantine:
         suspicion = self._find(key)
         if suspicion is not None and suspicion.is_confirmed:
             raise Quarantined(
-                f"{suspicion.losses} workers were lost under this prompt, the last of them"
+                f"{len(suspicion.losses)} workers were lost under this prompt, the last of them"
                 " with nothing else to blame; it is refused for a time",
                 retry_after_s=max(0.0, suspicion.until - self._clock()),
             )
@@ -103,15 +115,42 @@ class Quarantine:
     def is_suspected(self, key: bytes) -> bool:
         """Whether a prompt has to be tried alone."""
         suspicion = self._find(key)
-        if suspicion is None or suspicion.losses < self._settings.losses_to_suspect:
+        few = self._settings.losses_to_suspect
+        if suspicion is None or len(suspicion.losses) < few:
             return False
-        return not self._is_bad_luck(suspicion)
+        return len(suspicion.losses) >= _EXCUSED * few or not self._is_bad_luck(suspicion)
+
+    def may_take_a_chance(self, key: bytes) -> bool:
+        """Whether a stream that cannot be tried alone in time may go on beside others."""
+        suspicion = self._find(key)
+        return suspicion is None or len(suspicion.losses) <= self._settings.losses_to_suspect
 
     def may_try(self, key: bytes, workers: Sequence[Worker]) -> list[Worker]:
-        """Workers on which a suspected prompt may be tried now; one trial of it at a time."""
+        """Workers that a suspected prompt may have for itself now; one of them at a time."""
         if key in self._tried:
             return []
-        return [worker for worker in workers if not worker.crowd.trials]
+        return [
+            worker
+            for worker in workers
+            if not worker.leases
+            and not worker.load.foreign_sequences
+            and not worker.crowd.trials
+            and worker.crowd.reserved_for in (None, key)
+        ]
+
+    def reserve(self, key: bytes, workers: Sequence[Worker]) -> None:
+        """Keep others from a worker, so that it empties for a trial; never from the last one."""
+        if key in self._tried or any(worker.crowd.reserved_for == key for worker in workers):
+            return
+        free = [worker for worker in workers if not worker.crowd.is_taken]
+        if len(free) > 1:
+            min(free, key=lambda worker: worker.leases).crowd.reserved_for = key
+
+    def release(self, key: bytes, workers: Sequence[Worker]) -> None:
+        """It waits no more."""
+        for worker in workers:
+            if worker.crowd.reserved_for == key:
+                worker.crowd.reserved_for = None
 
     async def wait_for_a_verdict(self) -> None:
         """Return when a trial has ended."""
@@ -152,26 +191,28 @@ class Quarantine:
         if crowd.is_lost:
             return
         crowd.is_lost = True
-        self._unexplained.append(self._clock())
+        loss = Loss(self._clock())
+        self._unexplained.append(loss)
         suspects = [one for one in crowd.members if one.on_trial and not one.has_progressed]
-        blamed = suspects or list(crowd.members)
-        weights = [_PROGRESSED_WEIGHT if one.has_progressed else 1.0 for one in blamed]
-        total = sum(weights)
-        for stream, weight in zip(blamed, weights, strict=True):
-            self._blame(stream, weight / total)
+        for stream in suspects or list(crowd.members):
+            alone = stream.on_trial and crowd.has_only_had(stream)
+            self._blame(stream, loss, is_proof=alone)
 
-    def _blame(self, stream: Aboard, share: float) -> None:
+    def _blame(self, stream: Aboard, loss: Loss, *, is_proof: bool) -> None:
         settings, key = self._settings, stream.key
-        until = self._clock() + settings.memory_s
+        until = loss.at + settings.memory_s
         suspicion = self._find(key)
         if suspicion is None or suspicion.is_behind(stream.tokens):
-            suspicion = Suspicion(0, 0.0, stream.tokens, until)
+            suspicion = Suspicion([], stream.tokens, until)
             self._prompts[key] = suspicion
-        suspicion.losses += 1
-        suspicion.weight += share
+        elif suspicion.is_confirmed:
+            return
+        suspicion.losses.append(loss)
         suspicion.until = until
-        enough = suspicion.losses > settings.losses_to_suspect and suspicion.weight >= 1
-        if enough and not suspicion.is_confirmed and not self._is_bad_luck(suspicion):
+        suspicion.proofs += is_proof
+        enough = len(suspicion.losses) > settings.losses_to_suspect
+        needed = _PROOFS_AGAINST_LUCK if self._is_bad_luck(suspicion) else 1
+        if enough and suspicion.proofs >= needed:
             self._confirm(suspicion)
         self._prompts.move_to_end(key)
         while len(self._prompts) > settings.max_prompts:
@@ -186,15 +227,16 @@ class Quarantine:
     def _confirm(self, suspicion: Suspicion) -> None:
         suspicion.is_confirmed = True
         suspicion.until = self._clock() + self._settings.refuse_s
-        for _ in range(min(suspicion.losses, len(self._unexplained))):
-            self._unexplained.pop()
+        explained = set(suspicion.losses)
+        rest = (loss for loss in self._unexplained if loss not in explained)
+        self._unexplained = deque(rest, maxlen=_MAX_LOSSES)
 
     def _is_bad_luck(self, suspicion: Suspicion) -> bool:
         """Whether workers are lost more often without this prompt than with it."""
         since = self._clock() - self._settings.memory_s
-        while self._unexplained and self._unexplained[0] <= since:
+        while self._unexplained and self._unexplained[0].at <= since:
             self._unexplained.popleft()
-        return len(self._unexplained) > 2 * suspicion.losses
+        return len(self._unexplained) > 2 * len(suspicion.losses)
 
     def _find(self, key: bytes) -> Suspicion | None:
         """What is held against it, unless that is forgotten."""

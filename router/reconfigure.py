@@ -30,6 +30,8 @@ _FIXED = (
     "channels",
     "lookup",
     "pool",
+    "quiet",
+    "hedge",
     "routing.tenant_salt",
     "routing.salt_secret",
     "routing.max_notes",

@@ -63,7 +63,9 @@ class Recovery:
         if not isinstance(error, EngineFailed):
             return
         worker = passage.worker
-        self._outliers.failed(worker)
+        if not passage.crowd.is_lost:
+            # A worker that goes with all its streams has failed once, not so many times.
+            self._outliers.failed(worker)
         if passage.worker_is_lost:
             self.quarantine.worker_lost(passage.crowd)
         if passage.worker_hangs:

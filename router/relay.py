@@ -6,19 +6,24 @@ continued ends with ABORTED.
 """
 
 import asyncio
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
+from typing import Any, Protocol
 
 import grpc
 
 from observability.metrics.router import RoutingMetrics
 from router.attempts import Attempts
 from router.continuation import continued
+from router.hedging import Hedging
 from router.hint_account import account
 from router.passage import Passage
 from router.pool import WorkerPool
 from router.prefix import PrefixHint
 from router.prompt import RoutedPrompt
 from router.recovery import Recovery
+from router.rival import Rival
 from router.settings import LimitSettings, RoutingSettings
 from router.stall import StallGuard
 from router.tape import Tape
@@ -38,6 +43,9 @@ from sidecache.v1 import inference_pb2 as pb
 # gRPC's own words for a connection that went down under a call.
 _CONNECTION_LOST = (Unavailable, Cancelled)
 
+Events = grpc.aio.UnaryStreamCall[Any, pb.GenerateResponse]
+Ask = Callable[[Passage], Events]
+
 
 class Reader(Protocol):
     """Who gets the stream: a call's context, or whoever else takes messages."""
@@ -52,6 +60,7 @@ class Relay:
 
     Args:
         recovery: what becomes of the streams of lost workers, and of the workers.
+        hedging: when a second worker begins beside a late one; None: never.
     """
 
     def __init__(
@@ -61,7 +70,9 @@ class Relay:
         routing: RoutingSettings,
         recovery: Recovery,
         metrics: RoutingMetrics,
+        hedging: Hedging | None = None,
     ) -> None:
+        self._hedging = hedging
         self._metrics = metrics
         self._pool = pool
         self._limits = limits
@@ -102,43 +113,89 @@ class Relay:
         deadline = loop.time() + (ticket.timeout_s if timeout_s is None else timeout_s)
         prompt = RoutedPrompt(ticket, hint)
         attempts = Attempts(self._pool, self._limits, self._recovery, ticket, tape)
-        while True:
-            await attempts.may_go_on()
-            with attempts.lease(None if to_idlest else prompt) as passage:
-                try:
-                    request = self._for_worker(passage.worker, ticket, hint)
-                    sent = continued(request, tape)
-                    await self._follow(passage, sent, context, attempts, deadline - loop.time())
-                except (Unavailable, Overloaded) as error:
-                    failure = error
-                    self._recovery.lost(passage, error)
-                else:
-                    self._recovery.completed(passage)
-                    usage = tape.finished[0].usage
-                    self._pool.learn(ticket.model, prompt, usage.prompt_tokens)
-                    has_ids = request is not ticket.request
-                    account(self._metrics, hint, passage.worker, usage, token_ids=has_ids)
-                    return passage.worker
-            await attempts.failed(failure)
+        ask = partial(self._ask, hint=hint, deadline=deadline)
+        rival = nullcontext() if to_idlest else self._rival(attempts, prompt, ask)
+        with rival as attempts.rival:
+            while True:
+                await attempts.may_go_on()
+                with attempts.lease(None if to_idlest else prompt) as passage:
+                    try:
+                        call = passage.call or ask(passage)
+                        await self._follow(call, passage, context, attempts)
+                    except (Unavailable, Overloaded) as error:
+                        failure = error
+                        self._recovery.lost(passage, error)
+                    else:
+                        self._recovery.completed(passage)
+                        usage = tape.finished[0].usage
+                        self._pool.learn(ticket.model, prompt, usage.prompt_tokens)
+                        account(
+                            self._metrics, hint, passage.worker, usage, token_ids=passage.has_ids
+                        )
+                        if attempts.rival is not None:
+                            attempts.rival.settle(passage, usage.prompt_tokens)
+                        return passage.worker
+                await attempts.failed(failure)
+
+    def _rival(
+        self, attempts: Attempts, prompt: RoutedPrompt, ask: Ask
+    ) -> AbstractContextManager[Rival | None]:
+        """A second worker for the time before the first token, where that is wanted."""
+        if self._hedging is None:
+            return nullcontext()
+        return Rival(self._hedging, partial(self._begin_beside, attempts, prompt, ask))
+
+    async def _begin_beside(
+        self, attempts: Attempts, prompt: RoutedPrompt, ask: Ask, stack: ExitStack
+    ) -> Passage:
+        """Ask one more worker, and return when it has something for the client.
+
+        Raises:
+            Unavailable, Overloaded: there is none, or it failed or refused.
+        """
+        passage = stack.enter_context(attempts.lease_beside(prompt))
+        call = ask(passage)
+        stack.callback(call.cancel)
+        guard = passage.guard = self._guard(passage.tape, attempts)
+        try:
+            with guard:
+                async for event in call:
+                    guard.has_answered()
+                    guard.waits_for_worker()
+                    passage.worker.heard()
+                    if event.HasField("started"):
+                        passage.lease.answered()
+                    passage.held = [one for one in passage.held if one.HasField("started")]
+                    passage.held.append(event)
+                    if event.HasField("delta") or event.HasField("finished"):
+                        return passage
+        except grpc.aio.AioRpcError as error:
+            raise self._blame(passage, error) from error
+        raise EngineFailed(f"worker {passage.worker.name} ended its stream too early")
+
+    def _ask(self, passage: Passage, hint: PrefixHint | None, deadline: float) -> Events:
+        """Send a worker the request, or what is left of it."""
+        ticket = passage.ticket
+        request = self._for_worker(passage.worker, ticket, hint)
+        passage.has_ids = request is not ticket.request
+        timeout_s = deadline - asyncio.get_running_loop().time()
+        passage.call = passage.worker.inference.Generate(
+            continued(request, passage.tape),
+            timeout=max(0.0, timeout_s),
+            metadata=(("x-request-id", ticket.request_id),),
+        )
+        return passage.call
 
     async def _follow(
-        self,
-        passage: Passage,
-        request: pb.GenerateRequest,
-        reader: Reader,
-        attempts: Attempts,
-        timeout_s: float,
+        self, call: Events, passage: Passage, reader: Reader, attempts: Attempts
     ) -> None:
         """Pass on one worker's events until its stream has ended well."""
         worker, tape = passage.worker, passage.tape
-        call = worker.inference.Generate(
-            request,
-            timeout=max(0.0, timeout_s),
-            metadata=(("x-request-id", passage.ticket.request_id),),
-        )
-        guard = self._guard(tape, attempts)
+        guard = passage.guard = self._guard(tape, attempts)
         try:
-            with guard:
+            with attempts.standing_by(passage), guard:
+                for event in passage.held:
+                    await self._pass_on(event, passage, guard, reader)
                 async for event in call:
                     await self._pass_on(event, passage, guard, reader)
         except grpc.aio.AioRpcError as error:
@@ -158,7 +215,8 @@ class Relay:
             call.cancel()
             if guard.worker_stalled:
                 # One stream may be stuck while others flow; a worker hangs with all of them.
-                passage.worker_hangs = worker.is_quiet(self._limits.token_silence_s / 2)
+                quiet_s = self._limits.token_silence_s / 2
+                passage.worker_hangs = passage.worker_hangs or worker.is_quiet(quiet_s)
                 self._pool.suspect(worker)
         if not tape.is_complete:
             raise EngineFailed(f"worker {worker.name} ended its stream too early")

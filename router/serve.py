@@ -18,6 +18,7 @@ from observability.listening import is_local
 from observability.metrics.router import (
     AdmissionMetrics,
     DroppedStoreMetrics,
+    HedgeMetrics,
     RoutingMetrics,
     SpeculationMetrics,
     SplitMetrics,
@@ -36,6 +37,7 @@ from router.cache_link import CacheLink
 from router.dispatch import Dispatcher
 from router.door import Door
 from router.flights import Flights
+from router.hedging import Hedging
 from router.mesh import Mesh, read_key
 from router.model import ServedModel
 from router.outliers import Outliers
@@ -81,6 +83,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         clock,
         settings.default_model,
         outliers,
+        settings.quiet,
     )
     recovery = Recovery(settings.retries, settings.quarantine, outliers, telemetry.meter, clock)
     splits = Splits(settings.splits, pool, SplitMetrics(telemetry.meter), clock)
@@ -111,7 +114,8 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             stack.push_async_callback(mesh.aclose)
         await pool.wait_for_first_contact()
         routed = RoutingMetrics(telemetry.meter)
-        relay = Relay(pool, settings.limits, settings.routing, recovery, routed)
+        hedging = _hedging(settings, telemetry, admission)
+        relay = Relay(pool, settings.limits, settings.routing, recovery, routed, hedging)
         max_answer_bytes = settings.lookup.max_answer_bytes
         auditor = Auditor(relay, pool, cache, settings.audit, max_answer_bytes, clock)
         shadows = Shadows(splits, relay, pool, settings.limits, clock)
@@ -193,6 +197,17 @@ def _mesh(settings: RouterSettings, telemetry: Telemetry) -> Mesh | None:
         return open_channel(address, telemetry, settings.channels)
 
     return Mesh(key, dial, flights, settings.limits)
+
+
+def _hedging(
+    settings: RouterSettings, telemetry: Telemetry, admission: Admission
+) -> Hedging | None:
+    if not settings.hedge.enabled:
+        return None
+    metrics = HedgeMetrics(telemetry.meter)
+    return Hedging(
+        settings.hedge, lambda model: admission.lane(model).has_room, metrics, time.monotonic
+    )
 
 
 def _speculation(settings: RouterSettings, telemetry: Telemetry) -> Speculation | None:

@@ -124,7 +124,8 @@ class LimitSettings(SettingsPart):
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Workers tried for one request before its first token."""
     max_migrations: Annotated[int, Field(ge=0)] = 8
-    """Moves of one stream after its first token; 0: a lost worker ends it."""
+    """Moves of one stream after its first token that all found it within 16 tokens of the one
+    before; 0: a lost worker ends it."""
     migration_wait_s: Seconds = 2.0
     """Longest wait for a worker to go on at, when none is ready; and of a prompt under
     suspicion for one to be tried on."""
@@ -141,6 +142,22 @@ class RetrySettings(SettingsPart):
     """Retries a second beside that, so that a quiet router may retry at all."""
     reserve: Annotated[float, Field(ge=1, le=1e6)] = 100.0
     """Most retries saved up: what the loss of one busy worker may cost at once."""
+
+
+class HedgeSettings(SettingsPart):
+    """When a second worker begins because the first is late with its first token."""
+
+    enabled: bool = False
+    """Off, a late worker is waited for."""
+    after_s: PositiveSeconds | None = None
+    """How long the first worker is alone; unset: what 95 of 100 first tokens take at the model's
+    usual worker, learned."""
+    least_s: PositiveSeconds = 0.05
+    """A learned delay is never shorter."""
+    share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Hedges for each request that comes."""
+    reserve: Annotated[float, Field(ge=1, le=1e6)] = 10.0
+    """Most hedges saved up."""
 
 
 class QuarantineSettings(SettingsPart):
@@ -273,6 +290,28 @@ class PoolSettings(SettingsPart):
     """Workers of all targets together."""
 
 
+class QuietSettings(SettingsPart):
+    """When a worker that says nothing on any of its streams is asked whether it lives.
+
+    Without an answer they all leave it. Only a worker that owes words is quiet: a prefill
+    takes its time.
+    """
+
+    quiet_s: PositiveSeconds = 0.25
+    """Shortest silence after which it is asked; until it answers it gets nothing new."""
+    factor: Annotated[float, Field(ge=1, le=100)] = 3.0
+    """Times the longest silence of late that it came back from, where that is more."""
+    max_quiet_s: PositiveSeconds = 1.0
+    """Longest silence after which it is asked, whatever is usual."""
+    least_answer_s: PositiveSeconds = 0.15
+    """No answer for so long, or ``factor`` times its slowest answers of late, and its streams go
+    on elsewhere."""
+    answer_s: PositiveSeconds = 0.5
+    """The same at most, and where it was asked nothing before."""
+    memory_s: PositiveSeconds = 30.0
+    """After this long a usual silence counts 1/e."""
+
+
 class WeightSettings(SettingsPart):
     """What the policy ``prefix`` weighs; a token to be prefilled weighs 1."""
 
@@ -347,11 +386,13 @@ class RouterSettings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     lookup: LookupSettings = LookupSettings()
     retries: RetrySettings = RetrySettings()
+    hedge: HedgeSettings = HedgeSettings()
     quarantine: QuarantineSettings = QuarantineSettings()
     outliers: OutlierSettings = OutlierSettings()
     flights: FlightSettings = FlightSettings()
     audit: AuditSettings = AuditSettings()
     pool: PoolSettings = PoolSettings()
+    quiet: QuietSettings = QuietSettings()
     routing: RoutingSettings = RoutingSettings()
     splits: Annotated[list[SplitSettings], Field(max_length=64)] = []
     """Public model names that stand for weighted variants."""

@@ -8,7 +8,7 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from sidecache.errors import EngineFailed, StreamInterrupted
+from sidecache.errors import EngineFailed, SidecacheError, StreamInterrupted
 
 
 class StallGuard:
@@ -17,6 +17,9 @@ class StallGuard:
     A context manager around the relay, which says before each wait whom it
     waits for. A wait over its bound cancels the task inside the block, and the
     block raises what that wait stands for.
+
+    Attributes:
+        is_over: the block was left.
 
     Raises:
         EngineFailed: from the block; the worker sent nothing for ``answer_s``, or, after
@@ -43,11 +46,13 @@ class StallGuard:
         self._on_reader = False
         self._since = self._loop.time()
         self._fired = False
+        self._why: SidecacheError | None = None
+        self.is_over = False
 
     @property
     def worker_stalled(self) -> bool:
-        """Whether the block was left because the worker was silent."""
-        return self._fired and not self._on_reader
+        """Whether the block was left because the wait for the worker was over its bound."""
+        return self._fired and not self._on_reader and self._why is None
 
     def has_answered(self) -> None:
         """The worker has said its first word; said again, it changes nothing."""
@@ -69,6 +74,14 @@ class StallGuard:
         self._on_reader = True
         self._since = self._loop.time()
 
+    def leave(self, why: SidecacheError) -> bool:
+        """Have the block raise this, unless the wait is for the reader; whether it will."""
+        if self._fired or self._on_reader or self.is_over:
+            return False
+        self._fired, self._why = True, why
+        self._task.cancel()
+        return True
+
     def __enter__(self) -> Self:
         task = asyncio.current_task()
         if task is None:
@@ -85,6 +98,7 @@ class StallGuard:
         trace: TracebackType | None,
     ) -> None:
         self._timer.cancel()
+        self.is_over = True
         # Fired, and nobody else cancelled the task meanwhile: the cancellation is ours.
         if self._fired and self._task.uncancel() <= self._cancelling:
             if self._on_reader:
@@ -92,11 +106,15 @@ class StallGuard:
                     f"cut off: the client read nothing for {self._reader_s:g} s",
                     why="reader_stalled",
                 ) from error
+            if self._why is not None:
+                raise self._why from error
             raise EngineFailed(f"the worker sent nothing for {self._worker_s:g} s") from error
 
     def _check(self) -> None:
         due = self._since + (self._reader_s if self._on_reader else self._worker_s)
         now = self._loop.time()
+        if self._fired:
+            return
         if now >= due:
             self._fired = True
             self._task.cancel()

@@ -12,6 +12,9 @@ from router.load import WorkerLoad
 from router.model import ServedModel
 from sidecache.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 
+# Of the slowest answer, with each further one: about three of them halve it.
+_ANSWER_FADES = 0.8
+
 
 class State(enum.Enum):
     """Whether a worker may get new streams."""
@@ -36,6 +39,10 @@ class Worker:
         load: of those streams and of others' there, in tokens.
         crowd: those streams themselves, of this router.
         heard_at: the clock's time of its last message on any of them.
+        words_due: those of them whose next word is due soon: asked and not answered, or past
+            their first token; a prefill takes its time.
+        answers_in_s: its slowest answers of late to small questions; None: none was asked.
+        is_hushed: it owes words, has said none for a while, and was asked whether it lives.
         prompt_tokens: of this router's streams that ended well there, in its present epoch.
         cached_prompt_tokens: of those, found in its KV cache, as far as it says.
         tokenizer_fingerprint: with chat_template_fingerprint, which token ids it understands.
@@ -60,6 +67,9 @@ class Worker:
         self.load = WorkerLoad(clock)
         self.crowd = Crowd()
         self.heard_at = clock()
+        self.words_due = 0
+        self.is_hushed = False
+        self.answers_in_s: float | None = None
         self.tokenizer_fingerprint = ""
         self.chat_template_fingerprint = ""
         self.prompt_tokens = 0
@@ -100,6 +110,11 @@ class Worker:
     def heard(self) -> None:
         """A message came on one of its streams, or the first of them begins."""
         self.heard_at = self._clock()
+
+    def answered(self, took_s: float) -> None:
+        """It has answered a small question; what was slower fades with each answer."""
+        before = self.answers_in_s or 0.0
+        self.answers_in_s = max(took_s, _ANSWER_FADES * before)
 
     def is_quiet(self, quiet_s: float) -> bool:
         """Whether it has streams and has sent nothing on any of them for this long."""

@@ -9,7 +9,10 @@ from observability import names
 from observability.metrics.observed import gauge, observe_each, total
 from observability.metrics.shared import QueueMetrics
 
-MigrationOutcome = Literal["exact", "best_effort", "not_exact", "too_many", "no_worker"]
+HedgeOutcome = Literal["won", "lost", "failed", "no_room", "no_budget"]
+MigrationOutcome = Literal[
+    "exact", "best_effort", "not_exact", "too_many", "no_worker", "suspected"
+]
 AdmissionOutcome = Literal[
     "admitted",
     "router_full",
@@ -172,6 +175,35 @@ class RecoveryMetrics:
     def retried(self, outcome: Literal["made", "refused"]) -> None:
         """Record one request whose first token had not come."""
         self._retries.add(1, {names.RETRY_OUTCOME: outcome})
+
+
+class HedgeMetrics:
+    """Second workers that begin before the first one's first token; for the router."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._hedges = meter.create_counter(
+            names.HEDGES,
+            unit="{request}",
+            description="Requests whose worker was late, by what a second worker came to",
+        )
+        self._prompt_tokens = meter.create_counter(
+            names.HEDGED_PROMPT_TOKENS,
+            unit="{token}",
+            description="Prompt tokens that were given to two workers",
+        )
+
+    def hedged(self, outcome: HedgeOutcome) -> None:
+        """Record one request.
+
+        Args:
+            outcome: the second worker had its first token sooner, later, or failed; or there
+                was no second one, for want of room or of budget.
+        """
+        self._hedges.add(1, {names.HEDGE_OUTCOME: outcome})
+
+    def wasted(self, prompt_tokens: int) -> None:
+        """Record the prompt of a request that had two workers."""
+        self._prompt_tokens.add(prompt_tokens)
 
 
 class SplitMetrics:

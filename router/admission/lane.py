@@ -138,6 +138,12 @@ class Lane:
         rate = self.tokens_per_s
         return self._queue.tokens / rate if rate else 0.0
 
+    @property
+    def has_room(self) -> bool:
+        """Whether nobody waits, and one sequence more would start at once."""
+        slots = self._capacity().slots
+        return not self._queue and (slots is None or self.held_slots < slots)
+
     def expected_wait_s(self, claim: Claim) -> float:
         """How long a new claim would wait; 0 where nothing is known."""
         rate = self.tokens_per_s

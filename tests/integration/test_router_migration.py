@@ -172,7 +172,8 @@ async def test_with_nobody_left_a_stream_waits_a_little_and_ends(tmp_path: Path)
 async def test_a_worker_found_hanging_is_asked_again(tmp_path: Path) -> None:
     """Suspicion is not for ever: a worker whose health speaks for it is used again."""
     fleet = [{"scripted": PACE | {"hang_after_tokens": 6}}]
-    settings = {"limits": {"token_silence_s": 0.1, "migration_wait_s": 3.0, "max_migrations": 1}}
+    limits = {"token_silence_s": 0.1, "migration_wait_s": 3.0, "max_migrations": 1}
+    settings = {"limits": limits | {"worker_silence_s": 1.0}}
     async with scripted_stack(tmp_path, workers=fleet, router_=settings) as stack:
         # The same worker is ready again, and hangs again: its process lives.
         with pytest.raises(StreamInterrupted, match="it may move 1 times"):

@@ -3,6 +3,7 @@
 import pytest
 
 from router.crowd import Crowd
+from router.lease import Lease
 from router.quarantine import Quarantine
 from router.settings import QuarantineSettings
 from sidecache.errors import Quarantined
@@ -17,6 +18,9 @@ class Stream:
         self.tokens = tokens
         self.has_progressed = has_progressed
         self.on_trial = False
+
+    def leave_silent_worker(self) -> None:
+        """Nobody is silent here."""
 
 
 def lose(quarantine: Quarantine, *streams: Stream) -> None:
@@ -34,7 +38,7 @@ def others(count: int) -> list[Stream]:
 
 
 def test_two_losses_are_a_suspicion_and_a_third_alone_is_proof() -> None:
-    """However many ran beside it at first; and the refusal ends by itself."""
+    """However many ran beside it at first, beside others nothing is; the refusal ends by itself."""
     clock = Clock()
     quarantine = Quarantine(QuarantineSettings(refuse_s=30.0), clock)
     lose(quarantine, Stream(b"bad"), *others(9))
@@ -42,6 +46,8 @@ def test_two_losses_are_a_suspicion_and_a_third_alone_is_proof() -> None:
     lose(quarantine, Stream(b"bad"))
     assert quarantine.is_suspected(b"bad")
     lose(quarantine, Stream(b"bad"), *others(5))
+    quarantine.check(b"bad")
+    lose(quarantine, Stream(b"bad"))
     with pytest.raises(Quarantined) as refused:
         quarantine.check(b"bad")
     assert refused.value.retry_after_s == 30.0
@@ -94,6 +100,66 @@ async def test_one_suspect_a_worker_and_one_trial_a_prompt() -> None:
     assert quarantine.may_try(b"a", workers) == []
     quarantine.leaves(trial, workers[0].crowd)
     assert quarantine.may_try(b"a", workers) == workers
+
+
+async def test_a_worker_with_others_is_reserved_until_it_is_empty() -> None:
+    """Of two busy workers one is kept free of newcomers; the last one never is."""
+    quarantine = Quarantine(QuarantineSettings(), Clock())
+    workers = [make_worker("w1"), make_worker("w2")]
+    leases = [Lease(worker) for worker in workers]
+    assert quarantine.may_try(b"a", workers) == []
+    quarantine.reserve(b"a", workers)
+    quarantine.reserve(b"a", workers)
+    quarantine.reserve(b"b", workers)
+    assert [worker.crowd.is_taken for worker in workers] == [True, False]
+    leases[0].release()
+    assert quarantine.may_try(b"a", workers) == workers[:1]
+    assert quarantine.may_try(b"b", workers) == []
+    quarantine.release(b"a", workers)
+    assert quarantine.may_try(b"b", workers) == workers[:1]
+
+
+def test_what_a_confirmed_prompt_did_explains_nothing_else_away() -> None:
+    """Its own losses leave the tally of bad luck, and those of others stay."""
+    clock = Clock()
+    quarantine = Quarantine(QuarantineSettings(), clock)
+    for key in (b"bad", b"bad", b"other", b"another", b"bad"):
+        clock.now += 1.0
+        lose(quarantine, Stream(key))
+    with pytest.raises(Quarantined):
+        quarantine.check(b"bad")
+    assert [loss.at for loss in quarantine._unexplained] == [103.0, 104.0]
+
+
+def test_poisonous_prompts_do_not_excuse_each_other_for_ever() -> None:
+    """However many workers are lost elsewhere: four losses, and three alone are proof."""
+    quarantine = Quarantine(QuarantineSettings(), Clock())
+    for _ in range(2):
+        for number in range(9):
+            lose(quarantine, Stream(b"bad %d" % number))
+    assert not quarantine.is_suspected(b"bad 0")
+    for _ in range(2):
+        lose(quarantine, Stream(b"bad 0"))
+    assert quarantine.is_suspected(b"bad 0")
+    for _ in range(3):
+        quarantine.check(b"bad 0")
+        lose(quarantine, Stream(b"bad 0"))
+    with pytest.raises(Quarantined):
+        quarantine.check(b"bad 0")
+
+
+def test_company_that_came_or_went_proves_nothing() -> None:
+    """Alone at the end is not alone: who left a moment ago may have done it."""
+    for early in (True, False):
+        quarantine = Quarantine(QuarantineSettings(), Clock())
+        for _ in range(3):
+            lose(quarantine, Stream(b"unlucky"), *others(1))
+        crowd, stream, other = Crowd(), Stream(b"unlucky"), Stream(b"other")
+        for one in (other, stream) if early else (stream, other):
+            quarantine.begins(one, crowd)
+        quarantine.leaves(other, crowd)
+        quarantine.worker_lost(crowd)
+        quarantine.check(b"unlucky")
 
 
 def test_the_table_is_bounded() -> None:
