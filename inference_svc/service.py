@@ -7,10 +7,10 @@ import grpc
 
 from inference_svc import events
 from inference_svc.bounded_write import write_within
-from inference_svc.coalesce import Coalescer
 from inference_svc.engine import Engine, GenerationRequest, TokenDelta
 from inference_svc.generation_record import GenerationRecord, GenerationRecorder
 from inference_svc.lifecycle import Lifecycle
+from inference_svc.messages import Messages, messages
 from inference_svc.retention import read_retention
 from inference_svc.settings import WorkerSettings
 from inference_svc.validation import Prompt, check_model, read_prompt, read_request
@@ -48,7 +48,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         with self._recorder.record(generation, self._facts) as record:
             async with (
                 self._engine.submit(generation) as deltas,
-                Coalescer(deltas, self._settings.coalesce_max_tokens, self._distance_s) as stream,
+                messages(deltas, self._settings.coalesce_max_tokens, self._distance_s) as stream,
             ):
                 with self._lifecycle.running(stream):
                     await self._write(context, self._started(generation))
@@ -110,7 +110,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _relay(
         self,
-        stream: Coalescer,
+        stream: Messages,
         generation: GenerationRequest,
         record: GenerationRecord,
         context: Context,

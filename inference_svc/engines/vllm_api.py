@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_svc.engine import FinishReason, GenerationRequest, TokenLogprob
+from inference_svc.engines.vllm_outputs import VllmOutputs
 from inference_svc.vllm_settings import VllmSettings
 from sidecache.errors import EngineFailed, InvalidRequest, SetupError, SidecacheError
 
@@ -259,28 +260,48 @@ def adapter_request(name: str, number: int, folder: Path) -> Any:
 
 
 def generate(
+    engine: Any, prompt: list[int], parameters: Any, request_id: str, **joining: Any
+) -> AsyncGenerator[Any, None]:
+    """The outputs of one sequence, each by itself; closing the generator aborts it.
+
+    Args:
+        engine: an AsyncLLM.
+        prompt: ids.
+        parameters: of :func:`sampling_parameters`.
+        request_id: unique in the engine.
+        **joining: salt, adapter and priority of :func:`_joining`.
+    """
+    rendered, more = _joining(prompt, **joining)
+    outputs: AsyncGenerator[Any, None] = engine.generate(rendered, parameters, request_id, **more)
+    return outputs
+
+
+async def add(
     engine: Any,
     prompt: list[int],
     parameters: Any,
     request_id: str,
-    *,
-    salt: str = "",
-    adapter: Any = None,
-    priority: int = 0,
-) -> AsyncGenerator[Any, None]:
-    """The outputs of one sequence; closing the generator aborts it."""
+    tell: Callable[[bool], None],
+    **joining: Any,
+) -> VllmOutputs:
+    """The outputs of one sequence, merged for as long as nobody takes them.
+
+    As :func:`generate` but for ``tell``, which is :class:`VllmOutputs`'.
+    """
+    rendered, more = _joining(prompt, **joining)
+    collector = await engine.add_request(request_id, rendered, parameters, **more)
+    return VllmOutputs(engine, collector, tell)
+
+
+def _joining(
+    prompt: list[int], *, salt: str = "", adapter: Any = None, priority: int = 0
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The prompt in vLLM's words, and what goes beside it."""
     rendered: dict[str, Any] = {"type": "token", "prompt_token_ids": prompt}
     if salt:
         rendered["cache_salt"] = salt
-    outputs: AsyncGenerator[Any, None] = engine.generate(
-        rendered,
-        parameters,
-        request_id,
-        lora_request=adapter,
-        # Ours: higher first. vLLM's: lower first.
-        priority=-priority,
-    )
-    return outputs
+    # Ours: higher first. vLLM's: lower first.
+    return rendered, {"lora_request": adapter, "priority": -priority}
 
 
 def finish_reason(reason: str | None) -> FinishReason | None:
