@@ -270,7 +270,8 @@ async def measure(options: Any, write: Callable[[list[dict[str, Any]]], None]) -
             return time.monotonic() > until - 0.25 * share_s
 
         with tempfile.TemporaryDirectory(prefix="sc-") as name:
-            async with running(Path(name), shape, options) as path:
+            folder = options.folder or Path(name)
+            async with running(folder, shape, options) as path:
                 await warm_up(path, shape)
                 about: dict[str, Any] = {"engine": "vllm", "build": path.engine.facts.build}
                 about |= {
@@ -305,6 +306,10 @@ def main() -> int:
     )
     parser.add_argument("--json", metavar="FILE", default="-", help="where to write; - is stdout")
     parser.add_argument("--budget-s", type=float, default=350, help="fewer rounds when it is short")
+    parser.add_argument(
+        "--folder", type=Path, help="for model files and logs; where it stays the same, so do "
+        "the paths, and what vLLM has compiled is found again",
+    )  # fmt: skip
     parser.add_argument("--window-s", type=float, default=5, help="counted of each steady run")
     parser.add_argument(
         "--engines", type=int, default=1, help="more: prefixes of long prompts over so many engines"

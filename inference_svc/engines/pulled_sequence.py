@@ -97,11 +97,13 @@ class PulledSequence:
         if request.continuation is not None:
             self._last = choice.take_over(request.continuation, request.max_tokens, end_token_ids)
         self._slot: Slot = slots.request(1, len(request.prompt_token_ids), request.priority)
-        if self._last is None:
-            self._slot.granted.add_done_callback(self._join)
-        else:
+        if self._last is not None:
             self._settled = True
             self._slots.release(self._slot)
+        elif self._slot.granted.done():
+            self._join(self._slot.granted)
+        else:
+            self._slot.granted.add_done_callback(self._join)
 
     def __aiter__(self) -> AsyncIterator[TokenDelta]:
         return self
