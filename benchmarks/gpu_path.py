@@ -34,6 +34,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from observability import grpc_runtime
+
+grpc_runtime.prepare()  # the worker runs in this process, and as in its own
+
 import grpc
 import uvloop
 

@@ -17,6 +17,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from observability import grpc_runtime
+
+grpc_runtime.prepare()
+
 import grpc
 import numpy as np
 import uvloop

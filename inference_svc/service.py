@@ -1,5 +1,6 @@
 """InferenceService over any engine: one request from its bytes to its last token."""
 
+import asyncio
 import uuid
 from typing import Any
 
@@ -51,6 +52,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 messages(deltas, self._settings.coalesce_max_tokens, self._distance_s) as stream,
             ):
                 with self._lifecycle.running(stream):
+                    # The engine is asked first: what is said meanwhile costs no time.
+                    await asyncio.sleep(0)
                     await self._write(context, self._started(generation))
                     await self._relay(stream, generation, record, context)
 
