@@ -18,7 +18,8 @@ Lines: steady tokens a second through the path at least 98 % of direct at 64 and
 at one stream at most 3 ms later to the first token. Then, all through gRPC: a cancel, the KV
 events, and a long prompt cold and warm.
 
-With ``--engines 2`` it is another benchmark: :mod:`benchmarks.gpu_prefixes`.
+With ``--engines 2`` it is another benchmark, :mod:`benchmarks.gpu_prefixes`, and with
+``--checkpoint FOLDER`` a third, :mod:`benchmarks.gpu_text`.
 """
 
 import argparse
@@ -41,7 +42,7 @@ grpc_runtime.prepare()  # the worker runs in this process, and as in its own
 import grpc
 import uvloop
 
-from benchmarks import gpu_prefixes
+from benchmarks import gpu_prefixes, gpu_text
 from benchmarks.gpu_path_front import Callers, front, has_sidecar, say
 from benchmarks.gpu_path_ways import Burst, Direct, Seeds, Through, Way
 from benchmarks.random_model import SHAPES, write_random_model
@@ -79,6 +80,7 @@ class Front:
 
     engine: VllmEngine
     worker: str
+    router: str
     callers: Callers
     seeds: Seeds = field(default_factory=Seeds)
 
@@ -220,10 +222,11 @@ async def told_blocks(path: Front) -> set[int] | None:
 @asynccontextmanager
 async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Front]:
     """The engine and everything before it; all of it ends with the block."""
-    model = write_random_model(folder / shape, shape)
+    model = options.checkpoint or write_random_model(folder / shape, shape)
     tiny = shape == "tiny"
     chosen = VllmSettings(
-        load_format="dummy",
+        load_format="auto" if options.checkpoint else "dummy",
+        tensor_parallel=options.tensor_parallel,
         enforce_eager=options.eager or tiny,
         dtype="float32" if tiny else "bfloat16",
         max_model_len=4096,
@@ -250,7 +253,7 @@ async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Front
         router, _ = await stack.enter_async_context(front(folder, [server.address]))
         callers = await stack.enter_async_context(Callers.start(router, CALLER_PROCESSES))
         settle_memory()
-        yield Front(engine, server.address, callers)
+        yield Front(engine, server.address, router, callers)
 
 
 async def warm_up(path: Front, shape: str) -> None:
@@ -260,6 +263,16 @@ async def warm_up(path: Front, shape: str) -> None:
     ):  # fmt: skip
         for streams in (2, 32):
             await way.burst(streams, LENGTHS[shape][0], 8)
+
+
+async def measure_text(options: Any, write: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Real weights: :mod:`benchmarks.gpu_text`."""
+    name = options.checkpoint.name
+    with tempfile.TemporaryDirectory(prefix="sc-") as own:
+        async with running(options.folder or Path(own), name, options) as path:
+            row = await gpu_text.compare(path.engine, options.checkpoint, path.router)
+    write([row])
+    say(json.dumps(row))
 
 
 async def measure(options: Any, write: Callable[[list[dict[str, Any]]], None]) -> None:
@@ -283,6 +296,7 @@ async def measure(options: Any, write: Callable[[list[dict[str, Any]]], None]) -
                     "machine": platform.machine(),
                     "python": platform.python_version(),
                     "caller_processes": CALLER_PROCESSES,
+                    "tensor_parallel": options.tensor_parallel,
                 }
                 for streams in options.streams:
                     row = await compare(path, shape, streams, options.window_s, late)
@@ -318,6 +332,13 @@ def main() -> int:
     parser.add_argument(
         "--engines", type=int, default=1, help="more: prefixes of long prompts over so many engines"
     )
+    parser.add_argument(
+        "--gpu-each", action="store_true", help="with --engines: a GPU for each of them"
+    )
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs of one engine")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="real weights: whether greedy text is the engine's own"
+    )
     parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
     options = parser.parse_args()
     if unknown := set(options.shape) - set(SHAPES):
@@ -332,13 +353,16 @@ def main() -> int:
             Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
 
     several = options.engines > 1
+    run = gpu_prefixes.measure if several else measure_text if options.checkpoint else measure
     try:
-        uvloop.run((gpu_prefixes.measure if several else measure)(options, write))
+        uvloop.run(run(options, write))
     finally:
         if options.json == "-":
             sys.stdout.write(json.dumps(latest, indent=2) + "\n")
     if several:
         return 0 if gpu_prefixes.is_crossed(latest) else 1
+    if options.checkpoint:
+        return 0 if gpu_text.is_crossed(latest) else 1
     crossed = [
         row["path_share"] >= 0.98 if row["streams"] > 1  # noqa: PLR2004 - the lines above
         else row["path_ttft_p50_ms"] - row["direct_ttft_p50_ms"] <= 3  # noqa: PLR2004
