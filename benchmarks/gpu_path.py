@@ -50,6 +50,7 @@ from benchmarks.statistics import median, quantile
 from benchmarks.steady import Tally
 from inference_svc.engines.vllm import VllmEngine
 from inference_svc.kv_ledger import KvLedger
+from inference_svc.reachable_blocks import ReachableBlocks
 from inference_svc.serve import serve_engine
 from inference_svc.settings import WorkerSettings
 from inference_svc.slots import Slots
@@ -241,7 +242,7 @@ async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Front
     )  # fmt: skip
     engine = VllmEngine(model, shape, chosen, Slots(most, most))
     ledger = KvLedger()
-    engine.listen_kv(ledger.record)
+    engine.listen_kv(ReachableBlocks(ledger.record))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.aclose)
         began = time.monotonic()
