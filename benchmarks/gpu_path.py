@@ -5,44 +5,57 @@
     python -m benchmarks.gpu_path --engine vllm --shape 1b --engines 2 --eager --json -
 
 One engine with random weights serves both ways in one run, in turns: its own generate()
-called in its process, and callers in another process that ask the router, which asks the
+called in its process, and callers in other processes that ask the router, which asks the
 sidecar and the worker in front of the same engine. Prompts are new every time and no token
-ends an answer, so both ways do the same work. Lines: tokens a second through the path at
-least 98 % of direct at 64 and 256 streams; at one stream at most 3 ms later to the first token.
-Then, all through gRPC: a cancel, the KV events, and a long prompt cold and warm.
+ends an answer, so both ways do the same work. A row is a number of streams:
 
-With ``--engines 2`` it is another benchmark: :mod:`benchmarks.gpu_prefixes`.
+- steady: so many closed loops (:mod:`benchmarks.steady`), windows of both ways in turns;
+- burst: so many answers that all begin at once, on an idle engine. Then the fixed cost of a
+  request comes as a queue, and a first token waits for those of all the others;
+- first token: steady's, but with one stream of single short answers on an idle engine.
+
+Lines: steady tokens a second through the path at least 98 % of direct at 64 and 256 streams;
+at one stream at most 3 ms later to the first token. Then, all through gRPC: a cancel, the KV
+events, and a long prompt cold and warm.
+
+With ``--engines 2`` it is another benchmark, :mod:`benchmarks.gpu_prefixes`, and with
+``--checkpoint FOLDER`` a third, :mod:`benchmarks.gpu_text`.
 """
 
 import argparse
 import asyncio
-import itertools
 import json
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from observability import grpc_runtime
+
+grpc_runtime.prepare()  # the worker runs in this process, and as in its own
 
 import grpc
 import uvloop
 
-from benchmarks import gpu_prefixes
-from benchmarks.gpu_path_client import prompt
+from benchmarks import gpu_prefixes, gpu_text
 from benchmarks.gpu_path_front import Callers, front, has_sidecar, say
+from benchmarks.gpu_path_ways import Burst, Direct, Seeds, Through, Way
 from benchmarks.random_model import SHAPES, write_random_model
-from benchmarks.statistics import median
-from inference_svc.engine import GenerationRequest
+from benchmarks.statistics import median, quantile
+from benchmarks.steady import Tally
 from inference_svc.engines.vllm import VllmEngine
 from inference_svc.kv_ledger import KvLedger
+from inference_svc.reachable_blocks import ReachableBlocks
 from inference_svc.serve import serve_engine
 from inference_svc.settings import WorkerSettings
 from inference_svc.slots import Slots
 from inference_svc.vllm_settings import VllmSettings
+from observability.process import settle_memory
 from observability.settings import TelemetrySettings
 from observability.telemetry import Telemetry
 from sidecache.kv_blocks import unpack_hashes
@@ -50,23 +63,16 @@ from sidecache.v1 import worker_pb2 as worker_pb
 from sidecache.v1 import worker_pb2_grpc
 
 # Tokens of prompt and answer.
-LENGTHS = {"tiny": (64, 32), "1b": (256, 128), "8b": (512, 128)}
+LENGTHS = {"tiny": (64, 32), "1b": (256, 256), "8b": (512, 256)}
 LONG_PROMPT = {"tiny": 500, "1b": 3500, "8b": 3500}
-WAVES = 2
 ROUNDS = 3
-FIRST_TOKENS = 20
+FIRST_TOKENS = 40
 CANCELS = 5
-
-_seeds = itertools.count(1)
-
-
-@dataclass
-class Round:
-    """One measurement of one way."""
-
-    tokens_per_s: float
-    first_token_s: list[float]
-    messages_per_token: float | None = None
+# One process of callers would be as busy as the worker.
+CALLER_PROCESSES = 2
+# The steady state begins when every caller has ended its first answer; so much longer than a
+# burst of whole answers took.
+_RAMP = 1.1
 
 
 @dataclass
@@ -75,95 +81,84 @@ class Front:
 
     engine: VllmEngine
     worker: str
+    router: str
     callers: Callers
+    seeds: Seeds = field(default_factory=Seeds)
 
 
-def rows(streams: int, waves: int) -> list[list[int]]:
-    """Seeds nobody has used: a row for each stream."""
-    return [[next(_seeds) for _ in range(waves)] for _ in range(streams)]
+@dataclass
+class Windows:
+    """What one way gave in all its windows."""
 
+    tokens_per_s: list[float] = field(default_factory=list)
+    messages_per_token: list[float] = field(default_factory=list)
+    first_token_s: list[float] = field(default_factory=list)
+    answers: int = 0
 
-async def direct(path: Front, shape: str, seeds: list[list[int]], max_tokens: int) -> Round:
-    """The engine's own generate(), in its process and without detokenizing."""
-    length = LENGTHS[shape][0]
-    first_token_s: list[float] = []
-    tokens = 0
-
-    async def one(ids: list[int]) -> None:
-        nonlocal tokens
-        began, seen = time.monotonic(), 0
-        request = GenerationRequest("direct", tuple(ids), max_tokens)
-        async for output in path.engine.generate(request, ids, 0, 0):
-            count = len(output.outputs[0].token_ids)
-            if count and not seen:
-                first_token_s.append(time.monotonic() - began)
-            seen += count
-        tokens += seen
-
-    async def row(each: list[list[int]]) -> None:
-        for ids in each:
-            await one(ids)
-
-    prompts = [[prompt(seed, length) for seed in each] for each in seeds]
-    began = time.monotonic()
-    async with asyncio.TaskGroup() as group:
-        for each in prompts:
-            group.create_task(row(each))
-    return Round(tokens / (time.monotonic() - began), first_token_s)
-
-
-async def through(path: Front, shape: str, seeds: list[list[int]], max_tokens: int) -> Round:
-    """The same through router, sidecar and worker."""
-    done = await path.callers.ask(
-        do="streams", rows=seeds, prompt_tokens=LENGTHS[shape][0], max_tokens=max_tokens
-    )
-    expected = sum(map(len, seeds)) * max_tokens
-    if done["tokens"] != expected:
-        raise SystemExit(f"{done['tokens']} tokens came of {expected}")
-    duration_s = done["ended"] - done["began"]
-    return Round(
-        done["tokens"] / duration_s, done["first_token_s"], done["messages"] / done["tokens"]
-    )
-
-
-Way = Callable[[Front, str, list[list[int]], int], Awaitable[Round]]
+    def add(self, tally: Tally, window_s: float) -> None:
+        """Count one window."""
+        if tally.short or not tally.tokens:
+            raise SystemExit(f"{tally.short} answers were cut short, {tally.tokens} tokens came")
+        self.tokens_per_s.append(tally.tokens / window_s)
+        self.messages_per_token.append(tally.messages / tally.tokens)
+        self.first_token_s += tally.first_token_s
+        self.answers += tally.answers
 
 
 async def compare(
-    path: Front, shape: str, streams: int, late: Callable[[], bool]
+    path: Front, shape: str, streams: int, window_s: float, late: Callable[[], bool]
 ) -> dict[str, Any]:
     """Both ways in turns; each round once one way first and once the other."""
-    max_tokens = LENGTHS[shape][1]
-    ways: dict[str, Way] = {"direct": direct, "path": through}
-    rounds: dict[str, list[Round]] = {"direct": [], "path": []}
+    ways: dict[str, Way] = {
+        "direct": Direct(path.engine, path.seeds),
+        "path": Through(path.engine, path.callers, path.seeds),
+    }
+    bursts = {name: await way.burst(streams, *LENGTHS[shape]) for name, way in ways.items()}
+    ramp_s = _RAMP * max(each.duration_s for each in bursts.values())
+    rounds = {name: Windows() for name in ways}
     for number in range(ROUNDS):
         if number and late():
             break
         for name in sorted(ways, reverse=bool(number % 2)):
-            rounds[name].append(await ways[name](path, shape, rows(streams, WAVES), max_tokens))
-    first: dict[str, list[float]] = {
-        name: [each for one in done for each in one.first_token_s] for name, done in rounds.items()
-    }
+            begin = time.monotonic() + ramp_s
+            window = (begin, begin + window_s)
+            tally = await ways[name].steady(streams, *LENGTHS[shape], window)
+            rounds[name].add(tally, window_s)
     if streams == 1:
-        first = {"direct": [], "path": []}
+        for each in rounds.values():
+            each.first_token_s.clear()
         for number in range(FIRST_TOKENS):
             for name in sorted(ways, reverse=bool(number % 2)):
-                one = await ways[name](path, shape, rows(1, 1), 4)
-                first[name] += one.first_token_s
-    pairs = zip(rounds["path"], rounds["direct"], strict=True)
-    return {
+                one = await ways[name].burst(1, LENGTHS[shape][0], 4)
+                rounds[name].first_token_s += one.first_token_s
+    return _row(shape, streams, rounds, bursts)
+
+
+def _row(
+    shape: str, streams: int, rounds: dict[str, Windows], bursts: dict[str, Burst]
+) -> dict[str, Any]:
+    direct, path = rounds["direct"], rounds["path"]
+    shares = [a / b for a, b in zip(path.tokens_per_s, direct.tokens_per_s, strict=True)]
+    row: dict[str, Any] = {
         "shape": shape,
         "streams": streams,
-        "rounds": len(rounds["path"]),
-        "direct_tok_s": round(median([each.tokens_per_s for each in rounds["direct"]]), 1),
-        "path_tok_s": round(median([each.tokens_per_s for each in rounds["path"]]), 1),
-        "path_share": round(median([a.tokens_per_s / b.tokens_per_s for a, b in pairs]), 4),
-        "direct_ttft_p50_ms": round(median(first["direct"]) * 1e3, 2),
-        "path_ttft_p50_ms": round(median(first["path"]) * 1e3, 2),
-        "messages_per_token": round(
-            median([each.messages_per_token or 0.0 for each in rounds["path"]]), 3
-        ),
+        "tokens": LENGTHS[shape],
+        "windows": len(shares),
+        "direct_tok_s": round(median(direct.tokens_per_s), 1),
+        "path_tok_s": round(median(path.tokens_per_s), 1),
+        "path_share": round(median(shares), 4),
+        "path_share_each": [round(each, 4) for each in shares],
+        "direct_ttft_p50_ms": round(median(direct.first_token_s) * 1e3, 2),
+        "path_ttft_p50_ms": round(median(path.first_token_s) * 1e3, 2),
+        "messages_per_token": round(median(path.messages_per_token), 3),
+        "answers": [direct.answers, path.answers],
     }
+    for name, burst in bursts.items():
+        row[f"burst_{name}_tok_s"] = round(burst.tokens / burst.duration_s, 1)
+        row[f"burst_{name}_ttft_p50_ms"] = round(median(burst.first_token_s) * 1e3, 2)
+        row[f"burst_{name}_ttft_p99_ms"] = round(quantile(burst.first_token_s, 0.99) * 1e3, 2)
+    row["burst_share"] = round(row["burst_path_tok_s"] / row["burst_direct_tok_s"], 4)
+    return row
 
 
 async def cancels(path: Front, shape: str) -> dict[str, Any]:
@@ -171,7 +166,7 @@ async def cancels(path: Front, shape: str) -> dict[str, Any]:
     freed_ms = []
     for _ in range(CANCELS):
         done = await path.callers.ask(
-            do="cancel", seed=next(_seeds), prompt_tokens=LENGTHS[shape][0],
+            do="cancel", seed=path.seeds.take()[0], prompt_tokens=LENGTHS[shape][0],
             max_tokens=3000, after=3,
         )  # fmt: skip
         while path.engine.load_figures().running_sequences:  # noqa: ASYNC110 - no event for it
@@ -188,7 +183,7 @@ async def prefixes(path: Front, shape: str) -> dict[str, Any]:
     cached: list[int | None] = []
     # Tenants have salts of their own, so new names are counted and not compared.
     before = await told_blocks(path)
-    seeds = [next(_seeds) for _ in range(5)]
+    seeds = path.seeds.take(5)
     for seed in seeds:
         for times, tokens in ((cold, 2), (warm, 3)):  # another length: no exact hit
             done = await path.callers.ask(
@@ -228,10 +223,11 @@ async def told_blocks(path: Front) -> set[int] | None:
 @asynccontextmanager
 async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Front]:
     """The engine and everything before it; all of it ends with the block."""
-    model = write_random_model(folder / shape, shape)
+    model = options.checkpoint or write_random_model(folder / shape, shape)
     tiny = shape == "tiny"
     chosen = VllmSettings(
-        load_format="dummy",
+        load_format="auto" if options.checkpoint else "dummy",
+        tensor_parallel=options.tensor_parallel,
         enforce_eager=options.eager or tiny,
         dtype="float32" if tiny else "bfloat16",
         max_model_len=4096,
@@ -246,7 +242,7 @@ async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Front
     )  # fmt: skip
     engine = VllmEngine(model, shape, chosen, Slots(most, most))
     ledger = KvLedger()
-    engine.listen_kv(ledger.record)
+    engine.listen_kv(ReachableBlocks(ledger.record))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.aclose)
         began = time.monotonic()
@@ -256,8 +252,28 @@ async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Front
         stack.push_async_callback(telemetry.aclose)
         server = await stack.enter_async_context(serve_engine(engine, settings, telemetry, ledger))
         router, _ = await stack.enter_async_context(front(folder, [server.address]))
-        callers = await stack.enter_async_context(Callers.start(router))
-        yield Front(engine, server.address, callers)
+        callers = await stack.enter_async_context(Callers.start(router, CALLER_PROCESSES))
+        settle_memory()
+        yield Front(engine, server.address, router, callers)
+
+
+async def warm_up(path: Front, shape: str) -> None:
+    """Connections, caches, and the engine's kernels for batches of this size."""
+    for way in (
+        Direct(path.engine, path.seeds), Through(path.engine, path.callers, path.seeds)
+    ):  # fmt: skip
+        for streams in (2, 32):
+            await way.burst(streams, LENGTHS[shape][0], 8)
+
+
+async def measure_text(options: Any, write: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Real weights: :mod:`benchmarks.gpu_text`."""
+    name = options.checkpoint.name
+    with tempfile.TemporaryDirectory(prefix="sc-") as own:
+        async with running(options.folder or Path(own), name, options) as path:
+            row = await gpu_text.compare(path.engine, options.checkpoint, path.router)
+    write([row])
+    say(json.dumps(row))
 
 
 async def measure(options: Any, write: Callable[[list[dict[str, Any]]], None]) -> None:
@@ -272,16 +288,20 @@ async def measure(options: Any, write: Callable[[list[dict[str, Any]]], None]) -
             return time.monotonic() > until - 0.25 * share_s
 
         with tempfile.TemporaryDirectory(prefix="sc-") as name:
-            async with running(Path(name), shape, options) as path:
-                await compare(path, shape, 2, lambda: True)  # warm connections and caches
+            folder = options.folder or Path(name)
+            async with running(folder, shape, options) as path:
+                await warm_up(path, shape)
                 about: dict[str, Any] = {"engine": "vllm", "build": path.engine.facts.build}
                 about |= {
                     "sidecar": has_sidecar(),
                     "machine": platform.machine(),
                     "python": platform.python_version(),
+                    "caller_processes": CALLER_PROCESSES,
+                    "tensor_parallel": options.tensor_parallel,
                 }
                 for streams in options.streams:
-                    results.append(about | await compare(path, shape, streams, late))
+                    row = await compare(path, shape, streams, options.window_s, late)
+                    results.append(about | row)
                     write(results)
                     say(json.dumps({k: v for k, v in results[-1].items() if k not in about}))
                 for extra in (cancels, prefixes):
@@ -306,7 +326,19 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", default="-", help="where to write; - is stdout")
     parser.add_argument("--budget-s", type=float, default=350, help="fewer rounds when it is short")
     parser.add_argument(
+        "--folder", type=Path, help="for model files and logs; where it stays the same, so do "
+        "the paths, and what vLLM has compiled is found again",
+    )  # fmt: skip
+    parser.add_argument("--window-s", type=float, default=5, help="counted of each steady run")
+    parser.add_argument(
         "--engines", type=int, default=1, help="more: prefixes of long prompts over so many engines"
+    )
+    parser.add_argument(
+        "--gpu-each", action="store_true", help="with --engines: a GPU for each of them"
+    )
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs of one engine")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="real weights: whether greedy text is the engine's own"
     )
     parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
     options = parser.parse_args()
@@ -322,13 +354,16 @@ def main() -> int:
             Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
 
     several = options.engines > 1
+    run = gpu_prefixes.measure if several else measure_text if options.checkpoint else measure
     try:
-        uvloop.run((gpu_prefixes.measure if several else measure)(options, write))
+        uvloop.run(run(options, write))
     finally:
         if options.json == "-":
             sys.stdout.write(json.dumps(latest, indent=2) + "\n")
     if several:
         return 0 if gpu_prefixes.is_crossed(latest) else 1
+    if options.checkpoint:
+        return 0 if gpu_text.is_crossed(latest) else 1
     crossed = [
         row["path_share"] >= 0.98 if row["streams"] > 1  # noqa: PLR2004 - the lines above
         else row["path_ttft_p50_ms"] - row["direct_ttft_p50_ms"] <= 3  # noqa: PLR2004

@@ -4,7 +4,8 @@ Reads commands from standard input and answers each on standard output, one JSON
 a line. ``{"do": "streams", "rows": [[...], ...], "max_tokens": n}`` runs one caller for
 each row of seeds, a stream for each seed; a pair of seeds is a prefix of ``prompt_tokens`` and
 a question of ``question_tokens`` after it. ``{"do": "cancel", ...}`` leaves a stream after
-its first tokens. Times are the monotonic clock's, which all processes share.
+its first tokens. ``{"do": "steady", ...}`` is :func:`benchmarks.steady.closed_loops`. Times
+are the monotonic clock's, which all processes share.
 """
 
 import asyncio
@@ -12,12 +13,21 @@ import itertools
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from observability import grpc_runtime
+
+grpc_runtime.prepare()
+
 import grpc
+import numpy as np
+import uvloop
 
 from benchmarks.random_model import VOCABULARY
+from benchmarks.steady import closed_loops
+from observability.process import settle_memory
 from sidecache.v1 import inference_pb2 as pb
 from sidecache.v1 import inference_pb2_grpc
 
@@ -28,11 +38,7 @@ _TIMEOUT_S = 120.0
 
 def prompt(seed: int, length: int) -> list[int]:
     """Ids that differ from the first one on for every seed: nothing is shared by chance."""
-    state = (seed * 0x9E3779B97F4A7C15 + 1) % 2**64
-    ids = []
-    for _ in range(length):
-        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
-        ids.append(300 + (state >> 33) % (VOCABULARY - 300))
+    ids: list[int] = np.random.default_rng(seed).integers(300, VOCABULARY, length).tolist()
     return ids
 
 
@@ -88,6 +94,19 @@ class Callers:
         call.cancel()
         return {"cancelled": cancelled, "tokens": tokens}
 
+    async def steady(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Closed loops; see :func:`benchmarks.steady.closed_loops`."""
+
+        async def answer(seed: int, max_tokens: int, told: Callable[[int], None]) -> None:
+            async for event in self._call(_request(seed, command | {"max_tokens": max_tokens})):
+                told(len(event.delta.token_ids))
+
+        tally = await closed_loops(
+            answer, range(*command["streams"]), command["of"], command["max_tokens"],
+            command["first_seed"], (command["begin"], command["end"]),
+        )  # fmt: skip
+        return asdict(tally)
+
     async def _row(self, requests: list[pb.GenerateRequest], tally: Tally) -> None:
         for request in requests:
             await self._stream(request, tally)
@@ -123,7 +142,8 @@ def _request(seed: int | list[int], command: dict[str, Any]) -> pb.GenerateReque
 async def serve(address: str, key: str) -> None:
     """Do what is asked until standard input ends."""
     callers = Callers(address, key)
-    doing = {"streams": callers.streams, "cancel": callers.cancel}
+    doing = {"streams": callers.streams, "cancel": callers.cancel, "steady": callers.steady}
+    settle_memory()
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         command = json.loads(line)
@@ -136,4 +156,4 @@ async def serve(address: str, key: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""))  # noqa: PLR2004
+    uvloop.run(serve(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""))  # noqa: PLR2004

@@ -75,40 +75,60 @@ async def until_followed(cache: str, workers: int) -> None:
 
 
 class Callers:
-    """The callers' process: :mod:`benchmarks.gpu_path_client`."""
+    """The callers' processes: :mod:`benchmarks.gpu_path_client`."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
+        self._processes = processes
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return len(self._processes)
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, address: str) -> AsyncIterator["Callers"]:
+    async def start(cls, address: str, processes: int = 1) -> AsyncIterator["Callers"]:
         """Callers of the router at this address; they end with the block."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.gpu_path_client", address, KEY),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_MAX_LINE_BYTES,
-        )  # fmt: skip
+        started = []
         try:
-            yield cls(process)
+            for _ in range(processes):
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "benchmarks.gpu_path_client", address, KEY),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    limit=_MAX_LINE_BYTES,
+                )
+                started.append(process)
+            yield cls(started)
         finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+            for process in started:
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
 
     async def ask(self, **command: Any) -> dict[str, Any]:
-        """Have the callers do something.
+        """Have one process of callers do something.
 
         Raises:
             SystemExit: a stream failed, or the process ended.
         """
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None  # noqa: S101 - both are pipes
-        assert stdout is not None  # noqa: S101
-        stdin.write(json.dumps(command).encode() + b"\n")
-        line = await stdout.readline()
-        if not line:
-            raise SystemExit("the callers' process ended")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise SystemExit(f"a stream failed: {answer['error']}")
-        return answer
+        return await _ask(self._processes[0], command)
+
+    async def ask_each(self, commands: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Have each process do its own, all at once; as :meth:`ask`."""
+        pairs = zip(self._processes, commands, strict=False)
+        return await asyncio.gather(*[_ask(process, command) for process, command in pairs])
+
+
+async def _ask(process: asyncio.subprocess.Process, command: dict[str, Any]) -> dict[str, Any]:
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None  # noqa: S101 - both are pipes
+    assert stdout is not None  # noqa: S101
+    stdin.write(json.dumps(command).encode() + b"\n")
+    line = await stdout.readline()
+    if not line:
+        raise SystemExit("the callers' process ended")
+    answer: dict[str, Any] = json.loads(line)
+    if "error" in answer:
+        raise SystemExit(f"a stream failed: {answer['error']}")
+    return answer

@@ -23,7 +23,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,14 +181,12 @@ async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Fleet
     model = write_random_model(folder / shape, shape)
     async with AsyncExitStack() as stack:
         began = time.monotonic()
-        addresses = []
-        for name in [f"w{number}" for number in range(1, options.engines + 1)]:
-            # One after another: each must find its share of the device's memory free.
-            own = _worker(model, shape, name, options)
-            start = ServiceProcess.start(
-                "inference_svc", folder, own, name=name, ready_timeout_s=_READY_S
-            )
-            addresses.append((await stack.enter_async_context(start)).address)
+        async with asyncio.TaskGroup() as group:  # a start is minutes of mostly one thread each
+            starting = [
+                group.create_task(stack.enter_async_context(_start(model, shape, number, options)))
+                for number in range(options.engines)
+            ]
+        addresses = [each.result().address for each in starting]
         say(f"{shape}: {len(addresses)} engines warm in {time.monotonic() - began:.0f} s")
         callers = {}
         for policy in POLICIES:
@@ -208,6 +206,20 @@ async def running(folder: Path, shape: str, options: Any) -> AsyncIterator[Fleet
         yield fleet
 
 
+def _start(
+    model: Path, shape: str, number: int, options: Any
+) -> AbstractAsyncContextManager[ServiceProcess]:
+    name = f"w{number + 1}"
+    return ServiceProcess.start(
+        "inference_svc",
+        model.parent,
+        _worker(model, shape, name, options),
+        name=name,
+        ready_timeout_s=_READY_S,
+        environment={"CUDA_VISIBLE_DEVICES": str(number)} if options.gpu_each else {},
+    )
+
+
 def _worker(model: Path, shape: str, name: str, options: Any) -> dict[str, str]:
     """The settings of one engine."""
     tiny = shape == "tiny"
@@ -218,7 +230,7 @@ def _worker(model: Path, shape: str, name: str, options: Any) -> dict[str, str]:
         "max_model_len": _CONTEXT[shape],
         "kv_cache_mib": _kv_mib(shape),
         "block_size": 32 if tiny else None,
-        "gpu_memory_utilization": round(0.8 / options.engines, 3),
+        "gpu_memory_utilization": round(0.8 / (1 if options.gpu_each else options.engines), 3),
     }
     settings = {
         "name": name, "engine": "vllm", "model_path": str(model), "model_name": shape,

@@ -2,6 +2,10 @@
 
 import sys
 
+from observability import grpc_runtime
+
+grpc_runtime.prepare()  # before an import below loads gRPC
+
 from cache_svc.serve import serve
 from cache_svc.settings import CacheSettings
 from observability.process import run

@@ -65,6 +65,7 @@ class ServiceProcess:
         name: str = "",
         env_prefix: str = "",
         ready_timeout_s: float = READY_TIMEOUT_S,
+        environment: Mapping[str, str] | None = None,
     ) -> AsyncIterator["ServiceProcess"]:
         """Start ``python -m module`` and wait until it serves.
 
@@ -77,6 +78,7 @@ class ServiceProcess:
             name: unique in the folder; the module's by default.
             env_prefix: of its settings; known for the three services.
             ready_timeout_s: from the start of the process to its ready file.
+            environment: more variables, which are no settings.
 
         Raises:
             ServiceDied: it ended, or was not ready in time.
@@ -89,6 +91,7 @@ class ServiceProcess:
         prefix = env_prefix or ENV_PREFIX[module]
         env = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
         env |= {prefix + field.upper(): value for field, value in fields.items()}
+        env |= environment or {}
         service = cls(name, module, await _spawn(module, env, log), log)
         try:
             service.address = await service._ready(ready, ready_timeout_s)

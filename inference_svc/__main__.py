@@ -2,6 +2,10 @@
 
 import sys
 
+from observability import grpc_runtime
+
+grpc_runtime.prepare()  # before an import below loads gRPC
+
 from inference_svc.serve import serve
 from inference_svc.settings import WorkerSettings
 from observability.process import run

@@ -1,6 +1,6 @@
 """One choice's way from token ids to deltas: text, offsets, stop strings, resuming."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from inference_svc.engine import Continuation, FinishReason, TokenDelta, TokenLogprob
@@ -54,6 +54,26 @@ class Choice:
             )
         self.num_tokens = len(delivered.token_ids)
         self._backlog = readable[len(delivered.text) :]
+
+    def take_over(
+        self, delivered: Continuation, max_tokens: int, end_token_ids: Collection[int]
+    ) -> TokenDelta | None:
+        """As :meth:`resume`; the last delta if the choice was complete already.
+
+        Args:
+            delivered: what the choice has given elsewhere.
+            max_tokens: of the whole choice.
+            end_token_ids: the model's ends of sequence.
+        """
+        self.resume(delivered)
+        ended = None
+        if delivered.token_ids and delivered.token_ids[-1] in end_token_ids:
+            ended = FinishReason.STOP
+        elif len(delivered.token_ids) >= max_tokens:
+            ended = FinishReason.LENGTH
+        if ended is None and self.finished is None:
+            return None
+        return self.push((), ended=ended)
 
     def push(
         self,

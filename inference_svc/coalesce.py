@@ -19,7 +19,7 @@ from sidecache.errors import SidecacheError
 
 
 class Coalescer:
-    """Reads an engine's stream ahead of the writer, and hands it over merged.
+    """Reads an engine's stream ahead of the writer, and hands it over merged: as Messages do.
 
     What waits is bounded by the request: the engine ends each choice at its
     ``max_tokens``. Use it as an async context manager; it owns the reading task.
@@ -69,21 +69,12 @@ class Coalescer:
 
     @property
     def complete(self) -> bool:
-        """Whether everything was taken and the engine ended the stream well."""
         return self._ended and not self._waiting and self._error is None
 
     def fail(self, error: SidecacheError) -> None:
-        """End the stream with this error; what waits is still handed over."""
         self._finish(error)
 
     async def take(self, timeout_s: float) -> TokenDelta | None:
-        """The next delta, merged from what has come; None if nothing came in time.
-
-        Also None when the stream just became :attr:`complete`.
-
-        Raises:
-            SidecacheError: the engine failed, after everything it gave was taken.
-        """
         if not self._waiting and not self._ended:
             self._arrived.clear()
             try:

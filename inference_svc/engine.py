@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from inference_svc.kv_events import KvListener
-from sidecache.errors import EngineFailed
+from sidecache.errors import EngineFailed, SidecacheError
 
 
 class FinishReason(Enum):
@@ -243,6 +243,42 @@ class EngineLoad:
     gpu: GpuFigures | None = None
 
 
+@runtime_checkable
+class MergingStream(Protocol):
+    """A stream whose engine puts together what nobody has taken yet.
+
+    Read only when a message is due, it costs nothing between two messages: a token that
+    nobody waits for wakes nobody. It is an iterator of single deltas too.
+    """
+
+    @property
+    def over(self) -> bool:
+        """Whether everything was taken and the engine ended the stream well."""
+
+    async def take(self, max_tokens: int, timeout_s: float) -> TokenDelta | None:
+        """What there is, of one choice; None if there is nothing in time, or no more at all.
+
+        Cancelled, it loses nothing.
+
+        Args:
+            max_tokens: what is more stays for the next call.
+            timeout_s: how long to wait for the first token.
+
+        Raises:
+            SidecacheError: the engine failed, after everything it gave was taken.
+        """
+
+    async def rest(self, until: float) -> None:
+        """Return at this time of the loop's clock, or once nothing more will come."""
+
+    def end(self, error: SidecacheError) -> None:
+        """End the stream with this error; what there is can still be taken."""
+
+    def __aiter__(self) -> AsyncIterator[TokenDelta]: ...
+
+    async def __anext__(self) -> TokenDelta: ...
+
+
 class Engine(Protocol):
     """Generates tokens for many requests at once (in-flight batching, Orca)."""
 
@@ -282,7 +318,8 @@ class Engine(Protocol):
         deltas of each choice in order, each choice's last one with its finish
         reason, and ends after the last choice. Its ``__anext__`` may be
         cancelled and called again without losing a token. Nothing is dropped
-        for a slow reader: at most ``n * max_tokens`` tokens wait.
+        for a slow reader: at most ``n * max_tokens`` tokens wait. The iterator
+        may be a :class:`MergingStream`.
 
         Raises:
             Overloaded: the waiting queue is full.

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BlocksStored:
-    """Blocks that a later prompt can use, in the order of the prompt.
+    """Blocks that a later prompt can use: those of a prompt in its order.
 
     Attributes:
-        parent: name of the block before the first; None: the first is a root block.
+        parent: name of the block before the first; None: the first is a root block. Of blocks
+            of several prompts, as a worker puts them together, it says nothing of the others.
     """
 
     hashes: tuple[int, ...]

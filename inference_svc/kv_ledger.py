@@ -46,8 +46,10 @@ class Change:
 class KvLedger:
     """Records an engine's KV events and lets any number of followers read them.
 
-    Events of one turn of the event loop are joined where they continue one another,
-    before they get their number. Use it from one event loop.
+    What happened in one turn of the event loop gets two numbers at most, three where the
+    cache was cleared: everything that is gone, then everything that is new. Hundreds of
+    sequences end a block in the same engine step, and a message for each would cost a
+    worker more than they did. Use it from one event loop.
 
     Args:
         max_changes: changes kept for followers that lag or come back.
@@ -63,7 +65,12 @@ class KvLedger:
         self._max_followers = max_followers
         # In the order of storing, so that in a snapshot a parent comes before its children.
         self._held: dict[int, None] = {}
-        self._pending: list[KvEvent] = []
+        # What this turn's events come to.
+        self._cleared = False
+        self._removed: dict[int, None] = {}
+        self._stored: dict[int, None] = {}
+        self._parent: int | None = None
+        self._is_pending = False
         self._log: deque[Change] = deque()
         self._log_hashes = 0
         self._followers = 0
@@ -92,25 +99,30 @@ class KvLedger:
 
     def record(self, event: KvEvent) -> None:
         """Take an engine's event: a :data:`~inference_svc.kv_events.KvListener`."""
-        if not self._pending:
-            asyncio.get_running_loop().call_soon(self.flush)
         if isinstance(event, CacheCleared):
             # What came before it in this turn is gone as well.
-            self._pending.clear()
-            self._pending.append(event)
-        elif event.hashes:
-            joined = _joined(self._pending[-1], event) if self._pending else None
-            if joined is not None:
-                self._pending[-1] = joined
-            else:
-                self._pending.append(event)
+            self._cleared = True
+            self._removed.clear()
+            self._stored.clear()
+        elif isinstance(event, BlocksRemoved):
+            for name in event.hashes:
+                self._stored.pop(name, None)
+                self._removed[name] = None
+        else:
+            if not self._stored:
+                self._parent = event.parent
+            for name in event.hashes:
+                self._removed.pop(name, None)
+                self._stored[name] = None
+        if not self._is_pending:
+            self._is_pending = True
+            asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
         """Number what was recorded in this turn, and wake the followers."""
-        if not self._pending:
+        if not self._is_pending:
             return
-        pending, self._pending = self._pending, []
-        for event in pending:
+        for event in self._turn():
             for piece in _pieces(event):
                 self._apply(piece)
         self._news.set()
@@ -178,6 +190,19 @@ class KvLedger:
         while self._sequence <= sequence and not self._closed:
             await self._news.wait()
 
+    def _turn(self) -> Iterator[KvEvent]:
+        """What the turn comes to, which is then over. Who follows never holds too much."""
+        gone = tuple([name for name in self._removed if name in self._held])
+        if self._cleared:
+            yield CacheCleared()
+        elif gone:
+            yield BlocksRemoved(gone)
+        if self._stored:
+            yield BlocksStored(tuple(self._stored), self._parent)
+        self._cleared = self._is_pending = False
+        self._removed = {}
+        self._stored = {}
+
     def _apply(self, event: KvEvent) -> None:
         if isinstance(event, BlocksStored):
             self._held.update(dict.fromkeys(event.hashes))
@@ -234,19 +259,6 @@ class KvCursor:
         if self._open:
             self._open = False
             self._ledger.left()
-
-
-def _joined(last: KvEvent, event: BlocksStored | BlocksRemoved) -> KvEvent | None:
-    """Both as one event, where the second continues the first."""
-    if isinstance(last, BlocksRemoved) and isinstance(event, BlocksRemoved):
-        return BlocksRemoved(last.hashes + event.hashes)
-    if (
-        isinstance(last, BlocksStored)
-        and isinstance(event, BlocksStored)
-        and event.parent == last.hashes[-1]
-    ):
-        return BlocksStored(last.hashes + event.hashes, last.parent)
-    return None
 
 
 def _pieces(event: KvEvent) -> Iterator[KvEvent]:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from inference_svc.coalesce import Coalescer
+from inference_svc.messages import Messages
 from sidecache.errors import Draining, SidecacheError
 
 
@@ -13,7 +13,7 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self._when_closed: list[Callable[[], None]] = []
-        self._streams: set[Coalescer] = set()
+        self._streams: set[Messages] = set()
         self._refusal: SidecacheError | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -35,7 +35,7 @@ class Lifecycle:
         self._when_closed.append(tell)
 
     @contextmanager
-    def running(self, stream: Coalescer) -> Iterator[None]:
+    def running(self, stream: Messages) -> Iterator[None]:
         """Count a stream for as long as the block runs."""
         self._streams.add(stream)
         self._idle.clear()

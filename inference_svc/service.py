@@ -1,5 +1,6 @@
 """InferenceService over any engine: one request from its bytes to its last token."""
 
+import asyncio
 import uuid
 from typing import Any
 
@@ -7,10 +8,10 @@ import grpc
 
 from inference_svc import events
 from inference_svc.bounded_write import write_within
-from inference_svc.coalesce import Coalescer
 from inference_svc.engine import Engine, GenerationRequest, TokenDelta
 from inference_svc.generation_record import GenerationRecord, GenerationRecorder
 from inference_svc.lifecycle import Lifecycle
+from inference_svc.messages import Messages, messages
 from inference_svc.retention import read_retention
 from inference_svc.settings import WorkerSettings
 from inference_svc.validation import Prompt, check_model, read_prompt, read_request
@@ -48,9 +49,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         with self._recorder.record(generation, self._facts) as record:
             async with (
                 self._engine.submit(generation) as deltas,
-                Coalescer(deltas, self._settings.coalesce_max_tokens, self._distance_s) as stream,
+                messages(deltas, self._settings.coalesce_max_tokens, self._distance_s) as stream,
             ):
                 with self._lifecycle.running(stream):
+                    # The engine is asked first: what is said meanwhile costs no time.
+                    await asyncio.sleep(0)
                     await self._write(context, self._started(generation))
                     await self._relay(stream, generation, record, context)
 
@@ -110,7 +113,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _relay(
         self,
-        stream: Coalescer,
+        stream: Messages,
         generation: GenerationRequest,
         record: GenerationRecord,
         context: Context,

@@ -95,7 +95,7 @@ class WorkerSettings(BaseSettings):
     """Longest prompt text that is tokenized at all."""
     coalesce_max_tokens: Count = 64
     """Most tokens put together in one message."""
-    coalesce_max_messages_per_s: Count = 2000
+    coalesce_max_messages_per_s: Count = 1000
     """Messages written a second, all streams together; with more streams than that allows
     at the engine's pace, tokens of a stream wait a little to go together. The first token
     never waits."""

@@ -121,7 +121,7 @@ class _Process:
         settings = self._settings.server
         async with server as running:
             self._starting = None
-            _settle_memory()
+            settle_memory()
             with _ready_file(settings.ready_file, running.address):
                 logger.info("serving on %s", running.address)
                 self._reloading.apply = running.reconfigure
@@ -150,7 +150,7 @@ class _Process:
             self._starting.cancel()
 
 
-def _settle_memory() -> None:
+def settle_memory() -> None:
     """What exists when the service is up stays; looking through it again and again helps nobody.
 
     Garbage in cycles is rare here, so it is looked for less often than Python's default has it.

@@ -2,6 +2,10 @@
 
 import sys
 
+from observability import grpc_runtime
+
+grpc_runtime.prepare()  # before an import below loads gRPC
+
 from observability.process import run
 from router.serve import serve
 from router.settings import RouterSettings

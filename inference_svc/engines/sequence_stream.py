@@ -9,13 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from inference_svc.choice import Choice
-from inference_svc.engine import (
-    Continuation,
-    FinishReason,
-    GenerationRequest,
-    TokenDelta,
-    TokenLogprob,
-)
+from inference_svc.engine import FinishReason, GenerationRequest, TokenDelta, TokenLogprob
 from inference_svc.slots import Slot, Slots
 from sidecache.errors import SidecacheError
 
@@ -89,7 +83,10 @@ class SequenceStream:
         seed = request.sampling.seed
         self._seed = secrets.randbits(32) if seed is None else seed
         if request.continuation is not None:
-            self._resume(choices[0], request.continuation, end_token_ids)
+            last = choices[0].take_over(request.continuation, request.max_tokens, end_token_ids)
+            if last is not None:
+                self._put(last)
+                self._to_join = []
         self._slot: Slot = slots.request(request.n, len(request.prompt_token_ids), request.priority)
         if self._to_join:
             self._slot.granted.add_done_callback(self._join)
@@ -128,18 +125,6 @@ class SequenceStream:
             reader.cancel()
         if not self._readers:
             self._slots.release(self._slot)
-
-    def _resume(self, choice: Choice, delivered: Continuation, ends: frozenset[int]) -> None:
-        """Take the choice over; it may have been complete already."""
-        choice.resume(delivered)
-        ended = None
-        if delivered.token_ids and delivered.token_ids[-1] in ends:
-            ended = FinishReason.STOP
-        elif len(delivered.token_ids) >= self._request.max_tokens:
-            ended = FinishReason.LENGTH
-        if ended is not None or choice.finished is not None:
-            self._put(choice.push((), ended=ended))
-            self._to_join = []
 
     def _join(self, granted: asyncio.Future[None]) -> None:
         """The slot is ours: every choice joins the batch."""

@@ -11,7 +11,7 @@ import itertools
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,7 @@ from inference_svc.engines.checkpoint import Checkpoint, read_checkpoint
 from inference_svc.engines.engine_stderr import EngineStderr
 from inference_svc.engines.gpu_memory import GpuMeter
 from inference_svc.engines.hf_tokenizer import HfTokenizer
+from inference_svc.engines.pulled_sequence import Outputs, PulledSequence
 from inference_svc.engines.sequence_stream import SequenceStream, Step
 from inference_svc.engines.vllm_blocks import BlockNames
 from inference_svc.grammar import check_grammar
@@ -65,7 +66,7 @@ class VllmEngine:
         self._settings = settings
         self._slots = slots
         self._numbers = itertools.count(1)
-        self._streams: set[SequenceStream] = set()
+        self._streams: set[SequenceStream | PulledSequence] = set()
         self._tell_kv: KvListener = ignore
         self._kv_cache_usage = 0.0
         self._kv_blocks = 0
@@ -152,7 +153,7 @@ class VllmEngine:
         choices = [
             Choice(index, self._tokenizer.decoder(), request.stop) for index in range(request.n)
         ]
-        stream = SequenceStream(request, choices, self._checkpoint.end_token_ids, self, self._slots)
+        stream = self._stream(request, choices)
         if not self._streams:
             self._last_sign = asyncio.get_running_loop().time()
         self._streams.add(stream)
@@ -186,15 +187,22 @@ class VllmEngine:
         self, request: GenerationRequest, prompt: list[int], done: int, seed: int
     ) -> AsyncGenerator[Any, None]:
         """Outputs of one sequence; closing the generator aborts it."""
-        ends = sorted(self._checkpoint.end_token_ids)
         outputs: AsyncGenerator[Any, None] = self._api.generate(
-            self._engine,
-            prompt,
-            self._api.sampling_parameters(request, done, seed, ends),
-            str(next(self._numbers)),
-            salt=request.cache_salt,
-            adapter=self._adapters.get(request.adapter),
-            priority=request.priority,
+            *self._asked(request, prompt, done, seed), **self._joining(request)
+        )
+        return outputs
+
+    async def add(
+        self,
+        request: GenerationRequest,
+        prompt: list[int],
+        done: int,
+        seed: int,
+        tell: Callable[[bool], None],
+    ) -> Outputs:
+        """Outputs of one sequence, to be taken when they are wanted."""
+        outputs: Outputs = await self._api.add(
+            *self._asked(request, prompt, done, seed), tell, **self._joining(request)
         )
         return outputs
 
@@ -215,6 +223,29 @@ class VllmEngine:
             self._die(self._death())
             return EngineFailed(self._loaded().result().text)
         return ours
+
+    def _stream(
+        self, request: GenerationRequest, choices: list[Choice]
+    ) -> SequenceStream | PulledSequence:
+        ends = self._checkpoint.end_token_ids
+        # A stop string is looked for with every token, so that its choice leaves the batch.
+        if request.n == 1 and not request.stop:
+            return PulledSequence(request, choices[0], ends, self, self._slots)
+        return SequenceStream(request, choices, ends, self, self._slots)
+
+    def _asked(
+        self, request: GenerationRequest, prompt: list[int], done: int, seed: int
+    ) -> tuple[Any, list[int], Any, str]:
+        ends = sorted(self._checkpoint.end_token_ids)
+        parameters = self._api.sampling_parameters(request, done, seed, ends)
+        return self._engine, prompt, parameters, str(next(self._numbers))
+
+    def _joining(self, request: GenerationRequest) -> dict[str, Any]:
+        return {
+            "salt": request.cache_salt,
+            "adapter": self._adapters.get(request.adapter),
+            "priority": request.priority,
+        }
 
     async def _start(self) -> None:
         """Start vLLM's processes, hear its KV events, and watch that it lives."""

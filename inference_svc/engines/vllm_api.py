@@ -21,6 +21,7 @@ from typing import Any
 
 from inference_svc.engine import FinishReason, GenerationRequest, TokenLogprob
 from inference_svc.engines import vllm_child
+from inference_svc.engines.vllm_outputs import VllmOutputs
 from inference_svc.vllm_settings import VllmSettings
 from sidecache.errors import EngineFailed, InvalidRequest, SetupError, SidecacheError
 
@@ -194,11 +195,15 @@ def _speculative(settings: VllmSettings) -> dict[str, Any] | None:
 
 
 def _observer(observe: Callable[[float], None]) -> Any:
-    """A stat logger that passes on one number and a sign of life for every step."""
-    from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: PLC0415
+    """A stat logger that passes on one number and a sign of life for every step.
 
-    class Observer(StatLoggerBase):  # type: ignore[misc]
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+    It stands in for the Prometheus logger that vLLM adds unless it is given another: that
+    one costs a busy worker's event loop 5 % for figures that nobody here reads.
+    """
+    from vllm.v1.metrics.loggers import PrometheusStatLogger  # noqa: PLC0415
+
+    class Observer(PrometheusStatLogger):  # type: ignore[misc]
+        def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None:
             self.last = 0.0
 
         def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
@@ -207,6 +212,12 @@ def _observer(observe: Callable[[float], None]) -> Any:
             observe(self.last)
 
         def log_engine_initialized(self) -> None:
+            return
+
+        def record_sleep_state(self, *_: Any, **__: Any) -> None:
+            return
+
+        def record_admission_rejection(self, *_: Any, **__: Any) -> None:
             return
 
     return Observer
@@ -268,28 +279,48 @@ def adapter_request(name: str, number: int, folder: Path) -> Any:
 
 
 def generate(
+    engine: Any, prompt: list[int], parameters: Any, request_id: str, **joining: Any
+) -> AsyncGenerator[Any, None]:
+    """The outputs of one sequence, each by itself; closing the generator aborts it.
+
+    Args:
+        engine: an AsyncLLM.
+        prompt: ids.
+        parameters: of :func:`sampling_parameters`.
+        request_id: unique in the engine.
+        **joining: salt, adapter and priority of :func:`_joining`.
+    """
+    rendered, more = _joining(prompt, **joining)
+    outputs: AsyncGenerator[Any, None] = engine.generate(rendered, parameters, request_id, **more)
+    return outputs
+
+
+async def add(
     engine: Any,
     prompt: list[int],
     parameters: Any,
     request_id: str,
-    *,
-    salt: str = "",
-    adapter: Any = None,
-    priority: int = 0,
-) -> AsyncGenerator[Any, None]:
-    """The outputs of one sequence; closing the generator aborts it."""
+    tell: Callable[[bool], None],
+    **joining: Any,
+) -> VllmOutputs:
+    """The outputs of one sequence, merged for as long as nobody takes them.
+
+    As :func:`generate` but for ``tell``, which is :class:`VllmOutputs`'.
+    """
+    rendered, more = _joining(prompt, **joining)
+    collector = await engine.add_request(request_id, rendered, parameters, **more)
+    return VllmOutputs(engine, collector, tell)
+
+
+def _joining(
+    prompt: list[int], *, salt: str = "", adapter: Any = None, priority: int = 0
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The prompt in vLLM's words, and what goes beside it."""
     rendered: dict[str, Any] = {"type": "token", "prompt_token_ids": prompt}
     if salt:
         rendered["cache_salt"] = salt
-    outputs: AsyncGenerator[Any, None] = engine.generate(
-        rendered,
-        parameters,
-        request_id,
-        lora_request=adapter,
-        # Ours: higher first. vLLM's: lower first.
-        priority=-priority,
-    )
-    return outputs
+    # Ours: higher first. vLLM's: lower first.
+    return rendered, {"lora_request": adapter, "priority": -priority}
 
 
 def finish_reason(reason: str | None) -> FinishReason | None:

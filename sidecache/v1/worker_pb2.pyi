@@ -408,7 +408,9 @@ class KvBlocksStored(_message.Message):
     PARENT_HASH_FIELD_NUMBER: _builtins.int
     BLOCK_HASHES_FIELD_NUMBER: _builtins.int
     parent_hash: _builtins.bytes
-    """Hash of the block before the first one; empty at the root."""
+    """Hash of the block before the first one; empty at the root. The blocks may be of
+    several prompts: then it says nothing of those after the first prompt's.
+    """
     block_hashes: _builtins.bytes
     def __init__(
         self,

@@ -137,25 +137,27 @@ async def recorded(ledger: KvLedger, events: Sequence[KvEvent]) -> None:
     await asyncio.sleep(0)
 
 
-async def test_events_of_one_turn_are_joined() -> None:
-    """A chain stored block by block, and removals in a row, are one change each."""
+async def test_a_turn_is_told_by_what_it_comes_to() -> None:
+    """Whatever sequences did in one turn: one change for what is gone, one for what is new."""
     ledger = KvLedger()
+    await recorded(ledger, [BlocksStored((3, 4)), BlocksStored((7,))])
     await recorded(
         ledger,
         [
+            BlocksRemoved((3,)),
             BlocksStored((1,)),
             BlocksStored((2, 3), 1),
-            BlocksRemoved((3,)),
+            BlocksRemoved((4,)),
             BlocksRemoved((2,)),
-            BlocksStored((9,)),
+            BlocksStored((9,), 8),
         ],
     )
-    cursor = ledger.follow(1)
+    cursor = ledger.follow(2)
     assert [change.event for change in cursor.take()] == [  # type: ignore[union-attr]
-        BlocksStored((1, 2, 3)),
-        BlocksRemoved((3, 2)),
-        BlocksStored((9,)),
+        BlocksRemoved((4,)),
+        BlocksStored((1, 3, 9)),
     ]
+    assert ledger.held() == {7, 1, 3, 9}
 
 
 async def test_a_clear_forgets_what_its_turn_recorded_before() -> None:
