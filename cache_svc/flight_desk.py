@@ -53,21 +53,25 @@ class FlightDesk:
     ) -> None:
         """Say with a miss who generates this answer; who asks, if nobody does.
 
-        Args:
-            floor: the similarity asked of a hit.
-            left_s: time the caller has left; None: no deadline.
+        ``floor`` is the similarity asked of a hit, ``left_s`` the time the caller has left
+        (None: no deadline).
+
+        Raises:
+            InvalidRequest: naming the field that has a value it may not have.
         """
         claim = read_claim(request.flight)
         tenant, exact = query.key.tenant, query.key.exact
         vector = None
-        if self._questions is not None and request.flight.awaits_paraphrase:
+        if request.flight.awaits_paraphrase or request.flight.is_awaitable:
             vector, near = await self._compare(query, outcome, floor, left_s)
-            if near is not None and self._leases.holder(tenant, exact) is None:
-                miss.paraphrase.exact, miss.paraphrase.similarity = near.key.exact, near.similarity
+            awaited = near if request.flight.awaits_paraphrase else None
+            if awaited is not None and self._leases.holder(tenant, exact) is None:
+                miss.paraphrase.exact = awaited.key.exact
+                miss.paraphrase.similarity = awaited.similarity
                 return
         other = self._leases.claim(tenant, exact, claim)
         if other is None:
-            if self._questions is not None and vector is not None:
+            if self._questions is not None and vector is not None and request.flight.is_awaitable:
                 self._questions.add(query.key, vector)
         elif not other.is_private:
             miss.flight.router, miss.flight.request_id = other.router, other.request_id
@@ -95,9 +99,7 @@ class FlightDesk:
                 lease.router, lease.request_id = other.router, other.request_id
         return response
 
-    async def wait(
-        self, request: cache_pb2.AwaitFlightRequest
-    ) -> cache_pb2.AwaitFlightResponse:
+    async def wait(self, request: cache_pb2.AwaitFlightRequest) -> cache_pb2.AwaitFlightResponse:
         """Return when a question under way has its answer, or will get none.
 
         Raises:

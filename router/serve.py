@@ -32,6 +32,7 @@ from router.cache_desk import CacheDesk
 from router.dispatch import Dispatcher
 from router.door import Door
 from router.flights import Flights
+from router.held_flights import HeldFlights
 from router.mesh import Mesh, read_key
 from router.model import ServedModel
 from router.outliers import Outliers
@@ -95,14 +96,14 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         AdmissionMetrics(telemetry.meter, admission.waiting, admission.tokens, scaler.desired)
     )
     async with AsyncExitStack() as stack:
-        cache, desk = await stack.enter_async_context(_cache(settings, telemetry, pool))
-        for part in (pool, cache, keys):
+        cache, desk, held = await stack.enter_async_context(_cache(settings, telemetry, pool))
+        for part in (pool, cache, keys, held):
             if part is not None:
                 name = type(part).__name__
                 await stack.enter_async_context(_in_background(part.run(), name))
         for work in (admission.run(pool.wait_for_change), scaler.run()):
             await stack.enter_async_context(_in_background(work, "Admission"))
-        mesh = _mesh(settings, telemetry)
+        mesh = _mesh(settings, telemetry, held)
         if mesh is not None:
             stack.push_async_callback(mesh.aclose)
         await pool.wait_for_first_contact()
@@ -132,6 +133,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             flights,
             splits,
             shadows,
+            held,
             _speculation(settings, telemetry),
             mesh,
         )
@@ -172,6 +174,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             ).apply
             yield server
         flights.close()
+        await held.aclose()
         if isinstance(cache, CacheClient):
             # What finished streams left to store; bounded like any store call.
             with suppress(TimeoutError):
@@ -179,7 +182,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
                     await cache.flush()
 
 
-def _mesh(settings: RouterSettings, telemetry: Telemetry) -> Mesh | None:
+def _mesh(settings: RouterSettings, telemetry: Telemetry, held: HeldFlights) -> Mesh | None:
     flights = settings.flights
     if flights.mesh_key_file is None:
         return None
@@ -188,7 +191,7 @@ def _mesh(settings: RouterSettings, telemetry: Telemetry) -> Mesh | None:
     def dial(address: str) -> grpc.aio.Channel:
         return open_channel(address, telemetry, settings.channels)
 
-    return Mesh(key, dial, flights, settings.limits)
+    return Mesh(key, dial, flights, settings.limits, held)
 
 
 def _speculation(settings: RouterSettings, telemetry: Telemetry) -> Speculation | None:
@@ -230,24 +233,25 @@ def _credentials(settings: RouterSettings) -> WatchedKeys | None:
 @asynccontextmanager
 async def _cache(
     settings: RouterSettings, telemetry: Telemetry, pool: WorkerPool
-) -> AsyncIterator[tuple[CacheClient | NoCache, CacheDesk]]:
+) -> AsyncIterator[tuple[CacheClient | NoCache, CacheDesk, HeldFlights]]:
+    lookup, flights, clock = settings.lookup, settings.flights, time.monotonic
     if settings.cache is None:
-        yield NoCache(), CacheDesk(None, settings.lookup)
+        yield NoCache(), CacheDesk(None, lookup), HeldFlights(None, "", flights, lookup, clock)
         return
-    lookup = settings.lookup
     async with AsyncExitStack() as stack:
         channel = await stack.enter_async_context(
             open_channel(settings.cache, telemetry, settings.channels)
         )
         wants_hint: Callable[[ServedModel], bool] = _never
         if lookup.prefix_hints:
-            announcer = WorkerAnnouncer(channel, pool.addresses, lookup, time.monotonic)
+            announcer = WorkerAnnouncer(channel, pool.addresses, lookup, clock)
             await stack.enter_async_context(_in_background(announcer.run(), "WorkerAnnouncer"))
             wants_hint = partial(_wants_hint, announcer, pool)
-        advertise = settings.flights.advertise if settings.flights.mesh_key_file else ""
-        client = CacheClient(channel, lookup, time.monotonic, wants_hint, advertise)
+        advertise = flights.advertise if flights.mesh_key_file else ""
+        client = CacheClient(channel, lookup, clock, wants_hint, advertise)
+        held = HeldFlights(channel, advertise, flights, lookup, clock)
         DroppedStoreMetrics(telemetry.meter, lambda: client.stores_dropped)
-        yield client, CacheDesk(channel, lookup, lambda: client.stores_dropped)
+        yield client, CacheDesk(channel, lookup, lambda: client.stores_dropped), held
 
 
 def _wants_hint(announcer: WorkerAnnouncer, pool: WorkerPool, model: ServedModel) -> bool:

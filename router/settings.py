@@ -195,6 +195,9 @@ class FlightSettings(SettingsPart):
     tenant's running streams at another."""
     remote_wait_s: PositiveSeconds = 0.25
     """Another router that does not answer for so long is not waited for."""
+    renew_s: PositiveSeconds = 2.0
+    """How often the sidecar is told again of a generation that others may share; several times
+    in its `flights.lease_s`."""
     linger_s: Seconds = 2.0
     """An ended stream is shared for so long with who asked before its answer was stored."""
     max_lingering: Annotated[int, Field(ge=0)] = 512

@@ -203,6 +203,7 @@ class FlightClaim(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PRIVATE_FIELD_NUMBER: _builtins.int
     AWAITS_PARAPHRASE_FIELD_NUMBER: _builtins.int
+    IS_AWAITABLE_FIELD_NUMBER: _builtins.int
     router: _builtins.str
     """Where other routers can dial the one that asks."""
     request_id: _builtins.str
@@ -215,6 +216,8 @@ class FlightClaim(_message.Message):
     """Rather wait for the answer to a question of the same meaning, if one is under way.
     Where the miss names one, the caller has no lease.
     """
+    is_awaitable: _builtins.bool
+    """Others whose questions mean the same may wait for this answer."""
     def __init__(
         self,
         *,
@@ -222,10 +225,11 @@ class FlightClaim(_message.Message):
         request_id: _builtins.str = ...,
         private: _builtins.bool = ...,
         awaits_paraphrase: _builtins.bool = ...,
+        is_awaitable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits_paraphrase", b"awaits_paraphrase", "private", b"private", "request_id", b"request_id", "router", b"router"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits_paraphrase", b"awaits_paraphrase", "is_awaitable", b"is_awaitable", "private", b"private", "request_id", b"request_id", "router", b"router"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

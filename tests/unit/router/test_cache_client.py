@@ -36,6 +36,7 @@ class Moody(cache_pb2_grpc.CacheServiceServicer):
         raise AssertionError("a lookup asks for nothing else")
 
     Store = Invalidate = Feedback = SetWorkers = GetStats = Explain = _unused
+    HoldFlights = AwaitFlight = _unused
 
 
 @asynccontextmanager
