@@ -159,12 +159,13 @@ class Mesh:
         tape.is_relayed = True
         try:
             with suppress(grpc.aio.AioRpcError, TimeoutError, EngineFailed):
-                call = await self._attach(lease, ticket)
+                call, response = await self._attach(lease, ticket)
                 with guard:
-                    async for response in call:
+                    while isinstance(response, pb.AttachResponse):
                         event = splice.rest(response.event)
                         if event is not None:
                             await self._pass_on(event, ticket, tape, reader, guard)
+                        response = await call.read()
         except BrokenInvariant:
             # It generates; only this reader cannot go on with what it says.
             return False
@@ -176,8 +177,8 @@ class Mesh:
 
     async def _attach(
         self, lease: cache_pb2.FlightLease, ticket: Ticket
-    ) -> "grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.AttachResponse]":
-        """A call whose first message, `started`, has come."""
+    ) -> tuple["grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.AttachResponse]", object]:
+        """A call, and its first message: `started`."""
         request = pb.AttachRequest(request_id=lease.request_id)
         exact = ticket.key.exact if ticket.key is not None else b""
         metadata = ((_KEY, self._key), (_TENANT, ticket.tenant), (_EXACT, exact))
@@ -186,14 +187,14 @@ class Mesh:
             while True:
                 call = stub.Attach(request, metadata=metadata, timeout=self._limits.max_request_s)
                 try:
-                    await call.wait_for_connection()
-                    # Sent with the first message; without one, with the status.
-                    await call.initial_metadata()
-                except BaseException:
+                    return call, await call.read()
+                except BaseException as error:
                     call.cancel()
-                    raise
-                if not call.done() or await call.code() is not grpc.StatusCode.NOT_FOUND:
-                    return call
+                    is_not_there = isinstance(error, grpc.aio.AioRpcError) and (
+                        error.code() is grpc.StatusCode.NOT_FOUND
+                    )
+                    if not is_not_there:
+                        raise
                 await asyncio.sleep(_AGAIN_S)
 
     async def _pass_on(

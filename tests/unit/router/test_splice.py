@@ -1,5 +1,7 @@
 """Two readings of one stream, joined at a place that neither of them chose."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ def spoken(cuts: list[int], lag: int = 0) -> list[pb.GenerateResponse]:
     messages = [pb.GenerateResponse(started=pb.Started(request_id="other"))]
     bounds = sorted({0, TOKENS, *cuts})
     told = 0
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in itertools.pairwise(bounds):
         readable = TOKENS if end == TOKENS else max(told, end - lag)
         delta = pb.Delta(offset=begin, token_ids=range(begin, end))
         delta.text, told = "".join(TEXTS[told:readable]), readable
