@@ -40,26 +40,22 @@ class HeldFlights:
 
     Args:
         channel: to the sidecar; None: there is none.
-        name: by which the sidecar knows this router; empty: it is told nothing.
-        is_private: nobody can read along here.
+        claim: what is said of this router with its lookups; None: the sidecar is told nothing.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
         channel: grpc.aio.Channel | None,
-        name: str,
+        claim: cache_pb2.FlightClaim | None,
         settings: FlightSettings,
         lookup: LookupSettings,
         clock: Callable[[], float],
-        *,
-        is_private: bool = False,
     ) -> None:
         self._stub = None
-        if channel is not None and name:
+        if channel is not None and claim is not None:
             self._stub = cache_pb2_grpc.CacheServiceStub(channel)
-        self._name = name
-        self._is_private = is_private
+        self._claim = claim or cache_pb2.FlightClaim()
         self._renew_s = settings.renew_s
         self._timeout_s = lookup.lookup_timeout_s
         self._clock = clock
@@ -169,7 +165,7 @@ class HeldFlights:
         if self._stub is None:
             return []
         request = cache_pb2.HoldFlightsRequest(
-            router=self._name, private=self._is_private, held=held, ended=ended
+            router=self._claim.router, private=self._claim.private, held=held, ended=ended
         )
         response = await self._stub.HoldFlights(request, timeout=self._timeout_s)
         return list(response.leases)

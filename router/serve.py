@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -15,6 +16,7 @@ from observability.listening import is_local
 from observability.metrics.router import (
     AdmissionMetrics,
     DroppedStoreMetrics,
+    ParaphraseMetrics,
     RoutingMetrics,
     SpeculationMetrics,
     SplitMetrics,
@@ -36,13 +38,14 @@ from router.held_flights import HeldFlights
 from router.mesh import Mesh, read_key
 from router.model import ServedModel
 from router.outliers import Outliers
+from router.paraphrases import Paraphrases
 from router.pool import WorkerPool
 from router.reconfigure import Reconfigurer
 from router.recovery import Recovery
 from router.relay import Relay
 from router.routing.configured import make_configured
 from router.service import InferenceServicer
-from router.settings import RouterSettings
+from router.settings import FlightSettings, RouterSettings
 from router.speculation import Speculation
 from router.splits.shadow import Shadows
 from router.splits.splits import Splits
@@ -51,7 +54,7 @@ from router.warmer import Warmer
 from router.watched_keys import WatchedKeys
 from router.worker_announcer import WorkerAnnouncer
 from sidecache.errors import SetupError, StreamInterrupted
-from sidecache.v1 import admin_pb2_grpc, inference_pb2_grpc
+from sidecache.v1 import admin_pb2_grpc, cache_pb2, inference_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +99,8 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         AdmissionMetrics(telemetry.meter, admission.waiting, admission.tokens, scaler.desired)
     )
     async with AsyncExitStack() as stack:
-        cache, desk, held = await stack.enter_async_context(_cache(settings, telemetry, pool))
+        side = await stack.enter_async_context(_cache(settings, telemetry, pool))
+        cache, desk, held = side.client, side.desk, side.held
         for part in (pool, cache, keys, held):
             if part is not None:
                 name = type(part).__name__
@@ -136,6 +140,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             held,
             _speculation(settings, telemetry),
             mesh,
+            side.paraphrases,
         )
         admin = AdminServicer(
             door, pool, desk, clock, Warmer(pool, cache, clock), splits, admission, scaler
@@ -230,13 +235,23 @@ def _credentials(settings: RouterSettings) -> WatchedKeys | None:
     return None
 
 
+class _CacheSide(NamedTuple):
+    """What asks the sidecar; ``paraphrases`` None: nobody waits for one."""
+
+    client: CacheClient | NoCache
+    desk: CacheDesk
+    held: HeldFlights
+    paraphrases: Paraphrases | None
+
+
 @asynccontextmanager
 async def _cache(
     settings: RouterSettings, telemetry: Telemetry, pool: WorkerPool
-) -> AsyncIterator[tuple[CacheClient | NoCache, CacheDesk, HeldFlights]]:
+) -> AsyncIterator[_CacheSide]:
     lookup, flights, clock = settings.lookup, settings.flights, time.monotonic
     if settings.cache is None:
-        yield NoCache(), CacheDesk(None, lookup), HeldFlights(None, "", flights, lookup, clock)
+        held = HeldFlights(None, None, flights, lookup, clock)
+        yield _CacheSide(NoCache(), CacheDesk(None, lookup), held, None)
         return
     async with AsyncExitStack() as stack:
         channel = await stack.enter_async_context(
@@ -247,11 +262,30 @@ async def _cache(
             announcer = WorkerAnnouncer(channel, pool.addresses, lookup, clock)
             await stack.enter_async_context(_in_background(announcer.run(), "WorkerAnnouncer"))
             wants_hint = partial(_wants_hint, announcer, pool)
-        advertise = flights.advertise if flights.mesh_key_file else ""
-        client = CacheClient(channel, lookup, clock, wants_hint, advertise)
-        held = HeldFlights(channel, advertise, flights, lookup, clock)
+        claim = _claim(flights)
+        client = CacheClient(channel, lookup, clock, wants_hint, claim)
+        desk = CacheDesk(channel, lookup, lambda: client.stores_dropped)
+        held = HeldFlights(channel, claim, flights, lookup, clock)
         DroppedStoreMetrics(telemetry.meter, lambda: client.stores_dropped)
-        yield client, CacheDesk(channel, lookup, lambda: client.stores_dropped), held
+        paraphrases = None
+        if flights.paraphrase_wait_s is not None:
+            metrics = ParaphraseMetrics(telemetry.meter)
+            paraphrases = Paraphrases(channel, client, flights.paraphrase_wait_s, metrics)
+        yield _CacheSide(client, desk, held, paraphrases)
+
+
+def _claim(flights: FlightSettings) -> cache_pb2.FlightClaim | None:
+    """What the sidecar hears with each lookup; None: this router's generations are its own."""
+    is_shared = bool(flights.advertise) and flights.mesh_key_file is not None
+    is_awaited = flights.paraphrase_wait_s is not None
+    if not is_shared and not is_awaited:
+        return None
+    return cache_pb2.FlightClaim(
+        router=flights.advertise if is_shared else f"private-{secrets.token_hex(8)}",
+        private=not is_shared,
+        awaits_paraphrase=is_awaited,
+        is_awaitable=is_awaited,
+    )
 
 
 def _wants_hint(announcer: WorkerAnnouncer, pool: WorkerPool, model: ServedModel) -> bool:

@@ -16,6 +16,7 @@ from router.flight_readers import Reattached
 from router.flights import Flights
 from router.held_flights import HeldFlights
 from router.mesh import Mesh
+from router.paraphrases import Paraphrases
 from router.pool import WorkerPool
 from router.relay import Reader, Relay
 from router.replay import replay
@@ -54,7 +55,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         held: HeldFlights,
         speculation: Speculation | None = None,
         mesh: Mesh | None = None,
+        paraphrases: Paraphrases | None = None,
     ) -> None:
+        self._paraphrases = paraphrases
         self._splits = splits
         self._shadows = shadows
         self._door = door
@@ -103,16 +106,22 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, ticket: Ticket, account: Account, context: Context
     ) -> Hit | Miss | None:
         """Ask the cache. None: that took long, and a worker has answered meanwhile."""
+        outcome: Hit | Miss | None
         lookup = self._cache.lookup(ticket)
         if self._speculation is not None and not ticket.only_if_cached:
-            return await self._speculation.race(
+            outcome = await self._speculation.race(
                 lookup,
                 lambda reader: self._generate(ticket, OVERTAKEN, account, reader),
                 context,
                 account.looked_up,
             )
-        outcome = await lookup
-        account.looked_up(outcome)
+        else:
+            outcome = await lookup
+            account.looked_up(outcome)
+        is_waited_for = isinstance(outcome, Miss) and outcome.paraphrase is not None
+        if self._paraphrases is not None and isinstance(outcome, Miss) and is_waited_for:
+            outcome = await self._paraphrases.settle(ticket, outcome, account.looks_again)
+            account.looked_up(outcome)
         return outcome
 
     async def _read_along(

@@ -195,6 +195,9 @@ class FlightSettings(SettingsPart):
     tenant's running streams at another."""
     remote_wait_s: PositiveSeconds = 0.25
     """Another router that does not answer for so long is not waited for."""
+    paraphrase_wait_s: PositiveSeconds | None = None
+    """Longest wait for the answer to a question of the same meaning that is being generated
+    (see the sidecar's `flights.paraphrase_similarity`). Unset: nobody waits."""
     renew_s: PositiveSeconds = 2.0
     """How often the sidecar is told again of a generation that others may share; several times
     in its `flights.lease_s`."""

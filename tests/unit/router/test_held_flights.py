@@ -48,7 +48,8 @@ async def holding() -> AsyncIterator[tuple[Sidecar, HeldFlights, TurnedClock]]:
     async with bare_cache(sidecar) as address, grpc.aio.insecure_channel(address) as channel:
         settings = FlightSettings(renew_s=RENEW_S)
         lookup = LookupSettings(lookup_timeout_s=5.0)
-        yield sidecar, HeldFlights(channel, "me:1", settings, lookup, clock), clock
+        claim = cache_pb2.FlightClaim(router="me:1")
+        yield sidecar, HeldFlights(channel, claim, settings, lookup, clock), clock
 
 
 def tape(*, complete: bool) -> Tape:
