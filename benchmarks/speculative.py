@@ -60,7 +60,7 @@ async def misses(client: StreamClient, count: int) -> dict[str, float]:
 async def hits(client: StreamClient, engine: CountingEngine, count: int) -> dict[str, float]:
     """Time to the first token of stored answers, and what the worker did for them."""
     known = [request(f"known question {number}") for number in range(16)]
-    before, times, served = engine.generations, [], 0
+    before, spoken, times, served = engine.generations, engine.spoken, [], 0
     for one in itertools.islice(itertools.cycle(known), count):
         timed = await client.stream(one)
         times.append(timed.first_token_s * 1e3)
@@ -70,6 +70,7 @@ async def hits(client: StreamClient, engine: CountingEngine, count: int) -> dict
         "p99": quantile(times, 0.99),
         "served_from_cache": served / count,
         "generations_begun": (engine.generations - before) / count,
+        "came_to_a_token": (engine.spoken - spoken) / count,
     }
 
 

@@ -34,6 +34,7 @@ from router.cache_desk import CacheDesk
 from router.dispatch import Dispatcher
 from router.door import Door
 from router.flights import Flights
+from router.head_start import HeadStart
 from router.held_flights import HeldFlights
 from router.mesh import Mesh, read_key
 from router.model import ServedModel
@@ -200,10 +201,11 @@ def _mesh(settings: RouterSettings, telemetry: Telemetry, held: HeldFlights) -> 
 
 
 def _speculation(settings: RouterSettings, telemetry: Telemetry) -> Speculation | None:
-    head_start_s = settings.lookup.speculative_start_s
-    if head_start_s is None:
+    lookup = settings.lookup
+    if lookup.speculative_start_s is None:
         return None
-    return Speculation(head_start_s, SpeculationMetrics(telemetry.meter))
+    head_start = HeadStart(lookup.speculative_start_s, lookup.speculative_share)
+    return Speculation(head_start, SpeculationMetrics(telemetry.meter))
 
 
 @asynccontextmanager

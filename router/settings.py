@@ -215,8 +215,11 @@ class LookupSettings(SettingsPart):
     lookup_timeout_s: PositiveSeconds = 0.05
     """A later answer counts as a miss."""
     speculative_start_s: PositiveSeconds | None = None
-    """Start a worker as well when the sidecar has not answered for so long; a stored answer
-    that comes before the first token wins. Unset: wait for the sidecar."""
+    """Start a worker as well when the sidecar has not answered for so long, or for as long as
+    speculative_share asks; a stored answer that comes before the first token wins. Unset: wait
+    for the sidecar."""
+    speculative_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Most generations begun for nothing, of all requests; the head start is learned by it."""
     store_timeout_s: PositiveSeconds = 2.0
     """Bound of one background store call."""
     max_pending_stores: Annotated[int, Field(ge=1)] = 256
