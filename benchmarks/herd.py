@@ -28,6 +28,7 @@ from benchmarks.cpu_time import cpu_seconds, resident_mb
 from benchmarks.statistics import quantile
 from chaos.process import ServiceProcess
 from chaos.reference import ScriptedReference
+from inference_svc.engine import TokenDelta
 from inference_svc.engines.scripted import ScriptedEngine
 from inference_svc.kv_ledger import KvLedger
 from inference_svc.serve import make_engine, serve_engine
@@ -66,13 +67,23 @@ class Seen:
 
 
 class CountingEngine(ScriptedEngine):
-    """Counts the generations it begins."""
+    """Counts the generations it begins, and those that came to a token."""
 
     generations = 0
+    spoken = 0
 
-    def submit(self, request: Any) -> Any:
+    @asynccontextmanager
+    async def submit(self, request: Any) -> AsyncIterator[AsyncIterator[TokenDelta]]:
         self.generations += 1
-        return super().submit(request)
+        async with super().submit(request) as deltas:
+            yield self._counted(deltas)
+
+    async def _counted(self, deltas: AsyncIterator[TokenDelta]) -> AsyncIterator[TokenDelta]:
+        is_first = True
+        async for delta in deltas:
+            self.spoken += is_first
+            is_first = False
+            yield delta
 
 
 @asynccontextmanager

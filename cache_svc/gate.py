@@ -21,6 +21,8 @@ from sidecache.v1 import cache_pb2
 
 # Distinct senses around a new answer that it is compared with, nearest first.
 _MAX_JUDGED = 3
+# No entry has this id.
+_UNBORN = -1
 
 
 class Outcome(NamedTuple):
@@ -74,6 +76,14 @@ class Gate:
         """What a lookup would be told about a candidate; changes nothing."""
         evidence = self._evidence(entry, similarity, neighbors)
         return self._bounds.of(key.tenant, key.namespace).assess(entry.id, evidence)
+
+    def foresee(self, key: Key, similarity: float) -> bool:
+        """Whether an answer that is not there yet would be served now; changes nothing.
+
+        It would have no record and no company yet: the least evidence there can be.
+        """
+        evidence = Evidence(similarity, None)
+        return self._bounds.of(key.tenant, key.namespace).assess(_UNBORN, evidence).serve
 
     def pass_through(
         self, key: Key, entry: Entry, similarity: float, neighbors: Iterable[Neighbor]

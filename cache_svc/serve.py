@@ -13,6 +13,7 @@ from cache_svc.departures import Departures
 from cache_svc.durable.opening import Opened
 from cache_svc.durable.restore import restore_vectors
 from cache_svc.embedding_queue import EmbeddingQueue
+from cache_svc.flight_desk import FlightDesk
 from cache_svc.gate import Gate
 from cache_svc.growing_index import Builder
 from cache_svc.intake import Intake, IntakeLimits
@@ -29,6 +30,7 @@ from cache_svc.open_store import keep_learnt, keep_swept, open_durable, open_sto
 from cache_svc.owned_task import owned_task
 from cache_svc.prefix_tier import open_prefix_tier
 from cache_svc.quarantine import Quarantine
+from cache_svc.questions_in_flight import QuestionsInFlight
 from cache_svc.reembedding import Reembedding
 from cache_svc.scoped_index import ScopedIndex
 from cache_svc.service import SERVICE_NAME, CacheService
@@ -206,8 +208,16 @@ def _service(
         fingerprint="" if queue is None else queue.fingerprint,
         max_store_entries=settings.max_store_entries,
         clock=clock,
+        flights=_flights(settings, tier, clock),
         learning=learning,
     )
+
+
+def _flights(settings: CacheSettings, tier: SemanticTier | None, clock: Clock) -> FlightDesk:
+    flights, questions = settings.flights, None
+    if tier is not None:
+        questions = QuestionsInFlight(tier, flights.paraphrase_similarity)
+    return FlightDesk(clock, flights.lease_s, questions, settings.semantic.budget_s)
 
 
 def _open_gate(shared: _Shared, durable: Opened | None) -> OpenGate | None:

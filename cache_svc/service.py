@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 
 from cache_svc.entry import Query, parse_entry_name
-from cache_svc.flight_leases import FlightLeases
+from cache_svc.flight_desk import FlightDesk
 from cache_svc.intake import Intake, Refused, Stored
 from cache_svc.learning import Learning
 from cache_svc.lookup import Candidate, Hit, LookupPath, Miss, MissReason, Tier
@@ -53,6 +53,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         fingerprint: str,
         max_store_entries: int,
         clock: Clock,
+        flights: FlightDesk,
         learning: Learning | None = None,
     ) -> None:
         self._path = path
@@ -68,7 +69,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         self._learning = learning
         self._started_s = clock()
         self.prefix: PrefixTier | None = None
-        self._flights = FlightLeases(clock)
+        self._flights = flights
 
     async def Lookup(
         self, request: cache_pb2.LookupRequest, context: "Context"
@@ -88,19 +89,16 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         if hint is not None:
             response.miss.prefix.CopyFrom(hint)
         if request.HasField("flight") and isinstance(outcome, Miss):
-            self._claim_flight(request, response.miss)
+            await self._flights.claim(
+                request,
+                query,
+                outcome,
+                response.miss,
+                floor=self._path.floor(query),
+                left_s=left_s,
+            )
         self._record(query, outcome, time.perf_counter() - started_s)
         return response
-
-    def _claim_flight(self, request: cache_pb2.LookupRequest, miss: cache_pb2.CacheMiss) -> None:
-        """Say who generates this answer; who asks, if nobody does."""
-        claim = request.flight
-        check_name(claim.router, "flight.router")
-        check_name(claim.request_id, "flight.request_id")
-        key = request.key
-        lease = self._flights.claim(key.tenant, key.exact, claim.router, claim.request_id)
-        if lease is not None:
-            miss.flight.router, miss.flight.request_id = lease.router, lease.request_id
 
     async def _look_up(
         self, query: Query, request: cache_pb2.LookupRequest, left_s: float | None
@@ -147,7 +145,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         response = cache_pb2.StoreResponse()
         settled = await self._intake.settled(kept)
         for offered, outcome in zip(request.entries, settled, strict=True):
-            self._flights.release(offered.key.tenant, offered.key.exact)
+            self._flights.answered(offered.key.tenant, offered.key.exact)
             if self._learning is not None and isinstance(outcome, Stored):
                 self._learning.stored(outcome.entry, offered)
             response.results.append(self._result(offered.key.tenant, outcome))
@@ -181,6 +179,16 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         self._store.remove([entry], Removal.INVALIDATED)
         await self._store.removals_settled()
         return cache_pb2.FeedbackResponse(quarantined=True)
+
+    async def HoldFlights(
+        self, request: cache_pb2.HoldFlightsRequest, context: "Context"
+    ) -> cache_pb2.HoldFlightsResponse:
+        return self._flights.hold(request)
+
+    async def AwaitFlight(
+        self, request: cache_pb2.AwaitFlightRequest, context: "Context"
+    ) -> cache_pb2.AwaitFlightResponse:
+        return await self._flights.wait(request)
 
     async def SetWorkers(
         self,

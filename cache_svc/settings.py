@@ -98,6 +98,19 @@ class StoreSettings(BaseModel):
     removed since the lists were built; a scope's go when it is empty."""
 
 
+class FlightSettings(BaseModel):
+    """Generations under way, which routers may share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    lease_s: PositiveSeconds = 10.0
+    """How long a router is named that does not say again that it generates; several times the
+    routers' `flights.renew_s`."""
+    paraphrase_similarity: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Cosine below which nobody waits for the answer to a question in other words. Routers
+    ask for that where their `flights.paraphrase_wait_s` is set."""
+
+
 class AdmissionSettings(BaseModel):
     """How fast one tenant may fill the store: against floods and poisoning."""
 
@@ -130,6 +143,8 @@ class CacheSettings(BaseSettings):
     """Where answers are kept."""
     admission: AdmissionSettings = AdmissionSettings()
     """How fast each tenant may store."""
+    flights: FlightSettings = FlightSettings()
+    """Generations under way."""
     prefix: PrefixSettings = PrefixSettings()
     """What is known of the workers' KV caches."""
     max_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB

@@ -88,6 +88,10 @@ class Account:
                 span.set_attribute(names.CACHE_OUTCOME, kind)
                 span.set_attribute(names.CACHE_MISS_REASON, outcome.reason)
 
+    def looks_again(self) -> None:
+        """Tell that another lookup begins."""
+        self._lookup_started = self._accounts.clock()
+
     def coalesced(self, tape: Tape, leader: SpanContext) -> None:
         """Tell that the answer is read along from another caller's stream."""
         self._source = "coalesced"

@@ -57,11 +57,13 @@ class Miss:
 
     ``prefix``: what the sidecar knows about the workers' KV caches; None: nothing.
     ``flight``: another router that generates this answer now; None: none is known.
+    ``paraphrase``: a question under way whose answer would do; None: none is known.
     """
 
     reason: str
     prefix: PrefixHint | None = None
     flight: cache_pb2.FlightLease | None = None
+    paraphrase: cache_pb2.FlightParaphrase | None = None
 
     @property
     def is_told(self) -> bool:
@@ -77,8 +79,11 @@ class Miss:
 class Cache(Protocol):
     """What the request path asks of a cache."""
 
-    async def lookup(self, ticket: Ticket) -> Hit | Miss:
-        """Return a stored answer if there is one; a sick cache is a Miss."""
+    async def lookup(self, ticket: Ticket, *, awaits: bool = True) -> Hit | Miss:
+        """Return a stored answer if there is one; a sick cache is a Miss.
+
+        ``awaits``: a miss may name a question to wait for, where the settings allow it.
+        """
         ...
 
     def store_soon(
@@ -98,7 +103,7 @@ class Cache(Protocol):
 class NoCache:
     """A router without a sidecar."""
 
-    async def lookup(self, ticket: Ticket) -> Hit | Miss:
+    async def lookup(self, ticket: Ticket, *, awaits: bool = True) -> Hit | Miss:
         return Miss("off")
 
     def store_soon(
@@ -115,7 +120,8 @@ class CacheClient:
 
     Args:
         wants_hint: whether it matters which worker of a model gets a request.
-        advertise: where other routers may read along what this one generates; empty: nowhere.
+        claim: what is said of this router with each lookup whose answer may be shared; None:
+            nothing.
         link: the short way to the same sidecar; None: there is none.
     """
 
@@ -125,11 +131,11 @@ class CacheClient:
         settings: LookupSettings,
         clock: Callable[[], float],
         wants_hint: Callable[[ServedModel], bool] = _wants_none,
-        advertise: str = "",
+        claim: cache_pb2.FlightClaim | None = None,
         link: CacheLink | None = None,
     ) -> None:
+        self._claim = claim
         self._link = link
-        self._advertise = advertise
         self._wants_hint = wants_hint
         self._stub = cache_pb2_grpc.CacheServiceStub(channel)
         self._settings = settings
@@ -141,7 +147,7 @@ class CacheClient:
         self._all_stored.set()
         self.stores_dropped = 0
 
-    async def lookup(self, ticket: Ticket) -> Hit | Miss:
+    async def lookup(self, ticket: Ticket, *, awaits: bool = True) -> Hit | Miss:
         is_asked = ticket.key is not None and ticket.may_look_up
         hinted = not ticket.only_if_cached and self._wants_hint(ticket.model)
         if not is_asked and not hinted:
@@ -155,9 +161,10 @@ class CacheClient:
             request = lookup_request(ticket) if is_asked else cache_pb2.LookupRequest()
             if hinted:
                 add_prefix_query(request, ticket)
-            if is_asked and self._advertise and ticket.may_store:
-                request.flight.router = self._advertise
+            if is_asked and self._claim is not None and ticket.may_store:
+                request.flight.CopyFrom(self._claim)
                 request.flight.request_id = ticket.request_id
+                request.flight.awaits_paraphrase &= awaits
             answer = await self._ask(request, min(limit_s, ticket.timeout_s))
         except SidecacheError as error:
             if _speaks_of_the_sidecar(error, hurried=hurried):
@@ -172,7 +179,9 @@ class CacheClient:
         if hinted and miss.HasField("prefix"):
             prefix = PrefixHint.from_sidecar(miss.prefix, ticket.model)
         flight = miss.flight if miss.HasField("flight") else None
-        return Miss(_reason_name(miss.reason) if is_asked else "not_asked", prefix, flight)
+        paraphrase = miss.paraphrase if miss.HasField("paraphrase") else None
+        reason = _reason_name(miss.reason) if is_asked else "not_asked"
+        return Miss(reason, prefix, flight, paraphrase)
 
     def store_soon(
         self, ticket: Ticket, answer: cache_pb2.Answer | None, audits_entry_id: str = ""

@@ -121,9 +121,7 @@ class Flights:
             flight.first_has_left()
             await self._left(flight)
 
-    async def attach(
-        self, tenant: str, request_id: str, offset: int, reader: Reader, *, by_router: bool = False
-    ) -> None:
+    async def attach(self, tenant: str, request_id: str, offset: int, reader: Reader) -> None:
         """Read on in a stream of one's own.
 
         Args:
@@ -131,30 +129,43 @@ class Flights:
             request_id: of the stream.
             offset: tokens the reader has.
             reader: gets the rest.
-            by_router: another router reads along; it may read whatever may be shared.
 
         Raises:
             NotFound: this router keeps no such stream of this tenant.
             InvalidRequest: no message of the stream ended at this offset.
         """
-        flight = self._shared_as(request_id) if by_router else self._kept.get(request_id)
+        flight = self._kept.get(request_id)
         if flight is None or flight.ticket.tenant != tenant:
             raise NotFound(
                 "no stream of yours has this id, or it ended too long ago; send the request again",
                 kind="stream",
                 name=request_id[:_NAME_SHOWN],
             )
-        if (expiry := self._expiry.pop(request_id, None)) is not None:
+        await self._rejoin(flight, offset, reader)
+
+    async def show(self, tenant: str, exact: bytes, reader: Reader) -> None:
+        """Let another router read along, from the beginning.
+
+        Only in what is generated here: routers that followed one another would wait for
+        one another.
+
+        Raises:
+            NotFound: no such answer is generated here, or it may not be shared.
+        """
+        flight = self._shared.get(exact)
+        is_there = flight is not None and flight.ticket.tenant == tenant
+        if flight is None or not is_there or flight.tape.is_relayed or not flight.may_be_joined:
+            raise NotFound("no such answer is generated here", kind="stream", name="")
+        await self._rejoin(flight, 0, reader)
+
+    async def _rejoin(self, flight: Flight, offset: int, reader: Reader) -> None:
+        if (expiry := self._expiry.pop(flight.ticket.request_id, None)) is not None:
             expiry.cancel()
         flight.readers += 1
         try:
             await flight.rejoin(reader, offset, self._reader_stall_s)
         finally:
             await self._left(flight)
-
-    def _shared_as(self, request_id: str) -> Flight | None:
-        flights = (f for f in self._shared.values() if f.ticket.request_id == request_id)
-        return next((f for f in flights if f.may_be_joined), None)
 
     def close(self) -> None:
         """End what nobody reads any more."""

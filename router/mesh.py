@@ -1,8 +1,9 @@
 """Reading along at another router: one generation for one question, fleet-wide.
 
 The sidecar says with a miss which router generates the answer already. The other one is
-a hint: where it does not answer at once, or its stream breaks before the end, this
-router generates, from the first token that did not come.
+a hint: where it does not answer at once, or its stream breaks before the end, one of the
+routers that followed takes its lease over and generates, from the first token that did not
+come; the others follow him.
 """
 
 import asyncio
@@ -11,13 +12,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import grpc
 
 from router.continuation import why_not_continued
+from router.held_flights import HeldFlights
 from router.relay import Reader
 from router.settings import FlightSettings, LimitSettings
+from router.splice import Splice
 from router.stall import StallGuard
 from router.tape import Tape
 from router.ticket import Ticket
@@ -33,10 +36,27 @@ from sidecache.v1 import inference_pb2 as pb
 
 _KEY: Final = "x-sidecache-mesh-key"
 _TENANT: Final = "x-sidecache-mesh-tenant"
+# The answer's exact key: a stream is found by what it answers, since its request may have
+# joined another one's at that router.
+_EXACT: Final = "x-sidecache-mesh-exact-bin"
 _MIN_KEY_BYTES: Final = 32
 _MAX_ROUTERS: Final = 64
 # The other router has its lease before its stream; so often is looked again.
 _AGAIN_S: Final = 0.02
+# Routers followed one after the other for one request.
+_MAX_FOLLOWED: Final = 4
+
+
+class RouterCall(NamedTuple):
+    """Another router's wish to read along.
+
+    Attributes:
+        tenant: for whom.
+        exact: the key of the answer.
+    """
+
+    tenant: str
+    exact: bytes
 
 
 def read_key(path: Path) -> str:
@@ -65,6 +85,7 @@ class Mesh:
         dial: a channel to an address.
         settings: how long another router is waited for.
         limits: how long a stream may be silent.
+        held: the leases of this router.
     """
 
     def __init__(
@@ -73,27 +94,29 @@ class Mesh:
         dial: Callable[[str], grpc.aio.Channel],
         settings: FlightSettings,
         limits: LimitSettings,
+        held: HeldFlights,
     ) -> None:
+        self._held = held
         self._key = key
         self._dial = dial
         self._settings = settings
         self._limits = limits
         self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
 
-    def tenant_of(self, metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
-        """For whom another router calls; None: the caller is no router.
+    def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> RouterCall | None:
+        """What another router wants; None: the caller is no router.
 
         Raises:
             Unauthenticated: it says it is one, and has not the key.
         """
-        told = {name: value for name, value in metadata if name in (_KEY, _TENANT)}
+        told = {name: value for name, value in metadata if name in (_KEY, _TENANT, _EXACT)}
         if _KEY not in told:
             return None
-        key, tenant = told[_KEY], told.get(_TENANT, "")
+        key, tenant, exact = told[_KEY], told.get(_TENANT, ""), told.get(_EXACT, b"")
         given = key if isinstance(key, bytes) else key.encode()
         if not hmac.compare_digest(given, self._key.encode()) or not isinstance(tenant, str):
             raise Unauthenticated("unknown mesh key")
-        return tenant
+        return RouterCall(tenant, exact if isinstance(exact, bytes) else exact.encode())
 
     async def follow(
         self, lease: cache_pb2.FlightLease, ticket: Ticket, tape: Tape, reader: Reader
@@ -107,48 +130,71 @@ class Mesh:
             StreamInterrupted: the rest could not be the same.
             SidecacheError: the reader's own stall.
         """
+        followed: cache_pb2.FlightLease | None = lease
+        for _ in range(_MAX_FOLLOWED):
+            if followed is None:
+                break
+            is_lost = await self._read_along(followed, ticket, tape, reader)
+            if tape.is_complete:
+                return True
+            why = why_not_continued(ticket) if tape.tokens else None
+            if why is not None:
+                raise StreamInterrupted(
+                    f"the router that generated this was lost after {tape.tokens} tokens, and"
+                    f" the rest cannot be continued exactly: {why.text}"
+                )
+            if not is_lost:
+                break
+            followed = await self._held.take_over(ticket, followed.router)
+        return False
+
+    async def _read_along(
+        self, lease: cache_pb2.FlightLease, ticket: Ticket, tape: Tape, reader: Reader
+    ) -> bool:
+        """Pass on what the tape does not have; whether the other router was lost before the end."""
         guard = StallGuard(
             self._limits.worker_silence_s, self._limits.reader_stall_s, self._limits.token_silence_s
         )
-        call = None
+        call, splice = None, Splice(tape)
+        tape.is_relayed = True
         try:
-            with suppress(grpc.aio.AioRpcError, TimeoutError, EngineFailed, BrokenInvariant):
-                call = await self._attach(lease, ticket)
+            with suppress(grpc.aio.AioRpcError, TimeoutError, EngineFailed):
+                call, response = await self._attach(lease, ticket)
                 with guard:
-                    async for response in call:
-                        await self._pass_on(response.event, ticket, tape, reader, guard)
+                    while isinstance(response, pb.AttachResponse):
+                        event = splice.rest(response.event)
+                        if event is not None:
+                            await self._pass_on(event, ticket, tape, reader, guard)
+                        response = await call.read()
+        except BrokenInvariant:
+            # It generates; only this reader cannot go on with what it says.
+            return False
         finally:
+            tape.is_relayed = False
             if call is not None:
                 call.cancel()
-        if tape.is_complete:
-            return True
-        why = why_not_continued(ticket) if tape.tokens else ""
-        if why:
-            raise StreamInterrupted(
-                f"the router that generated this was lost after {tape.tokens} tokens, and the"
-                f" rest cannot be continued exactly: {why}"
-            )
-        return False
+        return True
 
     async def _attach(
         self, lease: cache_pb2.FlightLease, ticket: Ticket
-    ) -> "grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.AttachResponse]":
-        """A call whose first message, `started`, has come."""
+    ) -> tuple["grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.AttachResponse]", object]:
+        """A call, and its first message: `started`."""
         request = pb.AttachRequest(request_id=lease.request_id)
-        metadata = ((_KEY, self._key), (_TENANT, ticket.tenant))
+        exact = ticket.key.exact if ticket.key is not None else b""
+        metadata = ((_KEY, self._key), (_TENANT, ticket.tenant), (_EXACT, exact))
         stub = inference_pb2_grpc.InferenceServiceStub(self._channel(lease.router))
         async with asyncio.timeout(self._settings.remote_wait_s):
             while True:
                 call = stub.Attach(request, metadata=metadata, timeout=self._limits.max_request_s)
                 try:
-                    await call.wait_for_connection()
-                    # Sent with the first message; without one, with the status.
-                    await call.initial_metadata()
-                except BaseException:
+                    return call, await call.read()
+                except BaseException as error:
                     call.cancel()
-                    raise
-                if not call.done() or await call.code() is not grpc.StatusCode.NOT_FOUND:
-                    return call
+                    is_not_there = isinstance(error, grpc.aio.AioRpcError) and (
+                        error.code() is grpc.StatusCode.NOT_FOUND
+                    )
+                    if not is_not_there:
+                        raise
                 await asyncio.sleep(_AGAIN_S)
 
     async def _pass_on(

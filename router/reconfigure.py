@@ -35,6 +35,11 @@ _FIXED = (
     "routing.tenant_salt",
     "routing.salt_secret",
     "routing.max_notes",
+    "flights.advertise",
+    "flights.mesh_key_file",
+    "flights.paraphrase_wait_s",
+    "flights.renew_s",
+    "flights.remote_wait_s",
 )
 
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -19,6 +20,7 @@ from observability.metrics.router import (
     AdmissionMetrics,
     DroppedStoreMetrics,
     HedgeMetrics,
+    ParaphraseMetrics,
     RoutingMetrics,
     SpeculationMetrics,
     SplitMetrics,
@@ -37,17 +39,20 @@ from router.cache_link import CacheLink
 from router.dispatch import Dispatcher
 from router.door import Door
 from router.flights import Flights
+from router.head_start import HeadStart
 from router.hedging import Hedging
+from router.held_flights import HeldFlights
 from router.mesh import Mesh, read_key
 from router.model import ServedModel
 from router.outliers import Outliers
+from router.paraphrases import Paraphrases
 from router.pool import WorkerPool
 from router.reconfigure import Reconfigurer
 from router.recovery import Recovery
 from router.relay import Relay
 from router.routing.configured import make_configured
 from router.service import InferenceServicer
-from router.settings import RouterSettings
+from router.settings import FlightSettings, RouterSettings
 from router.speculation import Speculation
 from router.splits.shadow import Shadows
 from router.splits.splits import Splits
@@ -56,7 +61,7 @@ from router.warmer import Warmer
 from router.watched_keys import WatchedKeys
 from router.worker_announcer import WorkerAnnouncer
 from sidecache.errors import SetupError, StreamInterrupted
-from sidecache.v1 import admin_pb2_grpc, inference_pb2_grpc
+from sidecache.v1 import admin_pb2_grpc, cache_pb2, inference_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -102,14 +107,15 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         AdmissionMetrics(telemetry.meter, admission.waiting, admission.tokens, scaler.desired)
     )
     async with AsyncExitStack() as stack:
-        cache, desk = await stack.enter_async_context(_cache(settings, telemetry, pool))
-        for part in (pool, cache, keys):
+        side = await stack.enter_async_context(_cache(settings, telemetry, pool))
+        cache, desk, held = side.client, side.desk, side.held
+        for part in (pool, cache, keys, held):
             if part is not None:
                 name = type(part).__name__
                 await stack.enter_async_context(_in_background(part.run(), name))
         for work in (admission.run(pool.wait_for_change), scaler.run()):
             await stack.enter_async_context(_in_background(work, "Admission"))
-        mesh = _mesh(settings, telemetry)
+        mesh = _mesh(settings, telemetry, held)
         if mesh is not None:
             stack.push_async_callback(mesh.aclose)
         await pool.wait_for_first_contact()
@@ -140,8 +146,10 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             flights,
             splits,
             shadows,
+            held,
             _speculation(settings, telemetry),
             mesh,
+            side.paraphrases,
         )
         admin = AdminServicer(
             door, pool, desk, clock, Warmer(pool, cache, clock), splits, admission, scaler
@@ -180,6 +188,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             ).apply
             yield server
         flights.close()
+        await held.aclose()
         if isinstance(cache, CacheClient):
             # What finished streams left to store; bounded like any store call.
             with suppress(TimeoutError):
@@ -187,7 +196,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
                     await cache.flush()
 
 
-def _mesh(settings: RouterSettings, telemetry: Telemetry) -> Mesh | None:
+def _mesh(settings: RouterSettings, telemetry: Telemetry, held: HeldFlights) -> Mesh | None:
     flights = settings.flights
     if flights.mesh_key_file is None:
         return None
@@ -196,7 +205,7 @@ def _mesh(settings: RouterSettings, telemetry: Telemetry) -> Mesh | None:
     def dial(address: str) -> grpc.aio.Channel:
         return open_channel(address, telemetry, settings.channels)
 
-    return Mesh(key, dial, flights, settings.limits)
+    return Mesh(key, dial, flights, settings.limits, held)
 
 
 def _hedging(
@@ -211,10 +220,11 @@ def _hedging(
 
 
 def _speculation(settings: RouterSettings, telemetry: Telemetry) -> Speculation | None:
-    head_start_s = settings.lookup.speculative_start_s
-    if head_start_s is None:
+    lookup = settings.lookup
+    if lookup.speculative_start_s is None:
         return None
-    return Speculation(head_start_s, SpeculationMetrics(telemetry.meter))
+    head_start = HeadStart(lookup.speculative_start_s, lookup.speculative_share)
+    return Speculation(head_start, SpeculationMetrics(telemetry.meter))
 
 
 @asynccontextmanager
@@ -246,30 +256,60 @@ def _credentials(settings: RouterSettings) -> WatchedKeys | None:
     return None
 
 
+class _CacheSide(NamedTuple):
+    """What asks the sidecar; ``paraphrases`` None: nobody waits for one."""
+
+    client: CacheClient | NoCache
+    desk: CacheDesk
+    held: HeldFlights
+    paraphrases: Paraphrases | None
+
+
 @asynccontextmanager
 async def _cache(
     settings: RouterSettings, telemetry: Telemetry, pool: WorkerPool
-) -> AsyncIterator[tuple[CacheClient | NoCache, CacheDesk]]:
+) -> AsyncIterator[_CacheSide]:
+    lookup, flights, clock = settings.lookup, settings.flights, time.monotonic
     if settings.cache is None:
-        yield NoCache(), CacheDesk(None, settings.lookup)
+        held = HeldFlights(None, None, flights, lookup, clock)
+        yield _CacheSide(NoCache(), CacheDesk(None, lookup), held, None)
         return
-    lookup = settings.lookup
     async with AsyncExitStack() as stack:
         channel = await stack.enter_async_context(
             open_channel(settings.cache, telemetry, settings.channels)
         )
         wants_hint: Callable[[ServedModel], bool] = _never
         if lookup.prefix_hints:
-            announcer = WorkerAnnouncer(channel, pool.addresses, lookup, time.monotonic)
+            announcer = WorkerAnnouncer(channel, pool.addresses, lookup, clock)
             await stack.enter_async_context(_in_background(announcer.run(), "WorkerAnnouncer"))
             wants_hint = partial(_wants_hint, announcer, pool)
-        advertise = settings.flights.advertise if settings.flights.mesh_key_file else ""
         link = _link(settings, telemetry)
         if link is not None:
             await stack.enter_async_context(_in_background(link.run(), "CacheLink"))
-        client = CacheClient(channel, lookup, time.monotonic, wants_hint, advertise, link)
+        claim = _claim(flights)
+        client = CacheClient(channel, lookup, clock, wants_hint, claim, link)
+        desk = CacheDesk(channel, lookup, lambda: client.stores_dropped)
+        held = HeldFlights(channel, claim, flights, lookup, clock)
         DroppedStoreMetrics(telemetry.meter, lambda: client.stores_dropped)
-        yield client, CacheDesk(channel, lookup, lambda: client.stores_dropped)
+        paraphrases = None
+        if flights.paraphrase_wait_s is not None:
+            metrics = ParaphraseMetrics(telemetry.meter)
+            paraphrases = Paraphrases(channel, client, flights.paraphrase_wait_s, metrics)
+        yield _CacheSide(client, desk, held, paraphrases)
+
+
+def _claim(flights: FlightSettings) -> cache_pb2.FlightClaim | None:
+    """What the sidecar hears with each lookup; None: this router's generations are its own."""
+    is_shared = bool(flights.advertise) and flights.mesh_key_file is not None
+    is_awaited = flights.paraphrase_wait_s is not None
+    if not is_shared and not is_awaited:
+        return None
+    return cache_pb2.FlightClaim(
+        router=flights.advertise if is_shared else f"private-{secrets.token_hex(8)}",
+        private=not is_shared,
+        awaits_paraphrase=is_awaited,
+        is_awaitable=is_awaited,
+    )
 
 
 def _link(settings: RouterSettings, telemetry: Telemetry) -> CacheLink | None:

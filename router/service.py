@@ -14,7 +14,9 @@ from router.cache_desk import CacheDesk
 from router.door import Door
 from router.flight_readers import Reattached
 from router.flights import Flights
+from router.held_flights import HeldFlights
 from router.mesh import Mesh
+from router.paraphrases import Paraphrases
 from router.pool import WorkerPool
 from router.relay import Reader, Relay
 from router.replay import replay
@@ -50,9 +52,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         flights: Flights,
         splits: Splits,
         shadows: Shadows,
+        held: HeldFlights,
         speculation: Speculation | None = None,
         mesh: Mesh | None = None,
+        paraphrases: Paraphrases | None = None,
     ) -> None:
+        self._paraphrases = paraphrases
         self._splits = splits
         self._shadows = shadows
         self._door = door
@@ -69,6 +74,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._flights = flights
         self._speculation = speculation
         self._mesh = mesh
+        self._held = held
 
     def reconfigure(self, limits: LimitSettings) -> None:
         """Take new limits; calls under way go on by theirs."""
@@ -100,16 +106,22 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, ticket: Ticket, account: Account, context: Context
     ) -> Hit | Miss | None:
         """Ask the cache. None: that took long, and a worker has answered meanwhile."""
+        outcome: Hit | Miss | None
         lookup = self._cache.lookup(ticket)
         if self._speculation is not None and not ticket.only_if_cached:
-            return await self._speculation.race(
+            outcome = await self._speculation.race(
                 lookup,
                 lambda reader: self._generate(ticket, OVERTAKEN, account, reader),
                 context,
                 account.looked_up,
             )
-        outcome = await lookup
-        account.looked_up(outcome)
+        else:
+            outcome = await lookup
+            account.looked_up(outcome)
+        is_waited_for = isinstance(outcome, Miss) and outcome.paraphrase is not None
+        if self._paraphrases is not None and isinstance(outcome, Miss) and is_waited_for:
+            outcome = await self._paraphrases.settle(ticket, outcome, account.looks_again)
+            account.looked_up(outcome)
         return outcome
 
     async def _read_along(
@@ -136,8 +148,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     return  # the router that generated it stores it
                 account.generates()
             hint = miss.prefix
-            async with self._admission.claim(ticket, tape, hint) as place:
-                worker = await self._relay.stream(place.ticket, tape, to, hint, timeout_s=timeout_s)
+            with self._held.hold(ticket, tape):
+                async with self._admission.claim(ticket, tape, hint) as place:
+                    worker = await self._relay.stream(
+                        place.ticket, tape, to, hint, timeout_s=timeout_s
+                    )
             answer = tape.answer(worker.name, ticket.model.revision)
             self._cache.store_soon(ticket, answer)  # whole answers only
 
@@ -145,16 +160,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Attach(self, request: pb.AttachRequest, context: Context) -> None:
         """Go on with a stream of the caller's whose connection was lost."""
-        tenant = None
+        reader, router = Reattached(context), None
         if self._mesh is not None:
-            tenant = self._mesh.tenant_of(context.invocation_metadata() or ())
-        by_router = tenant is not None
-        if tenant is None:
-            tenant = self._door.identify(context).tenant
-        reader = Reattached(context)
-        request_id, offset = request.request_id, request.offset
+            router = self._mesh.caller(context.invocation_metadata() or ())
+        if router is not None:
+            with self._admission.readmit(router.tenant):
+                await self._flights.show(router.tenant, router.exact, reader)
+            return
+        tenant = self._door.identify(context).tenant
         with self._admission.readmit(tenant):
-            await self._flights.attach(tenant, request_id, offset, reader, by_router=by_router)
+            await self._flights.attach(tenant, request.request_id, request.offset, reader)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context

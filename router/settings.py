@@ -215,6 +215,12 @@ class FlightSettings(SettingsPart):
     tenant's running streams at another."""
     remote_wait_s: PositiveSeconds = 0.25
     """Another router that does not answer for so long is not waited for."""
+    paraphrase_wait_s: PositiveSeconds | None = None
+    """Longest wait for the answer to a question of the same meaning that is being generated
+    (see the sidecar's `flights.paraphrase_similarity`). Unset: nobody waits."""
+    renew_s: PositiveSeconds = 2.0
+    """How often the sidecar is told again of a generation that others may share; several times
+    in its `flights.lease_s`."""
     linger_s: Seconds = 2.0
     """An ended stream is shared for so long with who asked before its answer was stored."""
     max_lingering: Annotated[int, Field(ge=0)] = 512
@@ -229,8 +235,11 @@ class LookupSettings(SettingsPart):
     lookup_timeout_s: PositiveSeconds = 0.05
     """A later answer counts as a miss."""
     speculative_start_s: PositiveSeconds | None = None
-    """Start a worker as well when the sidecar has not answered for so long; a stored answer
-    that comes before the first token wins. Unset: wait for the sidecar."""
+    """Start a worker as well when the sidecar has not answered for so long, or for as long as
+    speculative_share asks; a stored answer that comes before the first token wins. Unset: wait
+    for the sidecar."""
+    speculative_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Most generations begun for nothing, of all requests; the head start is learned by it."""
     store_timeout_s: PositiveSeconds = 2.0
     """Bound of one background store call."""
     max_pending_stores: Annotated[int, Field(ge=1)] = 256

@@ -12,11 +12,15 @@ from typing import Any
 
 from observability.metrics.router import SpeculationMetrics
 from router.cache_client import Hit, Miss
+from router.head_start import HeadStart
 from router.relay import Reader
 from sidecache.v1 import inference_pb2 as pb
 
 OVERTAKEN = Miss("overtaken")
 """What a lookup is called whose answer nobody waited for."""
+
+# Where the loop is late, the answer may have come and wait for its turn like the timer did.
+_TURNS = 3
 
 
 class _State(enum.Enum):
@@ -82,13 +86,15 @@ class Speculation:
     """Races the lookup against a worker, for requests whose lookup takes too long.
 
     Args:
-        head_start_s: how long the lookup runs alone.
+        head_start: how long the lookup runs alone.
         metrics: counts how the races end.
     """
 
-    def __init__(self, head_start_s: float, metrics: SpeculationMetrics) -> None:
-        self._head_start_s = head_start_s
+    def __init__(self, head_start: HeadStart, metrics: SpeculationMetrics) -> None:
+        self._head_start = head_start
         self._metrics = metrics
+        # Lookups that nobody waits for any more; the cache's deadline ends them.
+        self._late: set[asyncio.Task[Hit | Miss]] = set()
 
     async def race(
         self,
@@ -111,16 +117,28 @@ class Speculation:
         Raises:
             SidecacheError: the generation failed, and the cache had no answer.
         """
-        looking = asyncio.create_task(lookup, name="lookup")
+        looking = asyncio.create_task(self._timed(lookup), name="lookup")
         try:
-            await asyncio.wait((looking,), timeout=self._head_start_s)
+            await asyncio.wait((looking,), timeout=self._head_start.seconds)
+            for _ in range(_TURNS):
+                if not looking.done():
+                    await asyncio.sleep(0)
             if looking.done():
                 outcome = looking.result()
                 tell(outcome)
                 return outcome
             return await self._both(looking, generate, reader, tell)
         finally:
-            looking.cancel()
+            if looking not in self._late:
+                looking.cancel()
+
+    async def _timed(self, lookup: Coroutine[Any, Any, Hit | Miss]) -> Hit | Miss:
+        clock = asyncio.get_running_loop().time
+        began_at = clock()
+        outcome = await lookup
+        if isinstance(outcome, Hit) or outcome.is_told:
+            self._head_start.looked_up(clock() - began_at, hit=isinstance(outcome, Hit))
+        return outcome
 
     async def _both(
         self,
@@ -129,22 +147,32 @@ class Speculation:
         reader: Reader,
         tell: Callable[[Hit | Miss], None],
     ) -> Hit | None:
-        gate = Gate(reader, looking.cancel)
+        overtaken = asyncio.get_running_loop().create_future()
+        gate = Gate(reader, lambda: overtaken.set_result(None))
         generating = asyncio.create_task(generate(gate), name="speculative generation")
         try:
-            await asyncio.wait((looking, generating), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                (looking, generating, overtaken), return_when=asyncio.FIRST_COMPLETED
+            )
             if not gate.is_open and (hit := await self._hit(looking)) is not None:
                 gate.shut()
                 self._metrics.ended("hit")
                 tell(hit)
                 return hit
             self._metrics.ended("worker" if gate.is_open else "miss")
-            tell(OVERTAKEN if looking.cancelled() or not looking.done() else looking.result())
+            if not looking.done():
+                self._let_go(looking)
+            tell(looking.result() if looking.done() else OVERTAKEN)
             gate.open()
             await generating
             return None
         finally:
             await _end(generating)
+
+    def _let_go(self, looking: "asyncio.Task[Hit | Miss]") -> None:
+        """Nobody waits for it; but whether it would have hit is worth knowing."""
+        self._late.add(looking)
+        looking.add_done_callback(self._late.discard)
 
     @staticmethod
     async def _hit(looking: "asyncio.Task[Hit | Miss]") -> Hit | None:

@@ -28,6 +28,7 @@ class Tape:
         first_token_at: the clock's time of the first of them.
         delivered_ids: those of choice 0; how the stream goes on elsewhere.
         is_inexact: a part of it may differ from what one worker would have said.
+        is_relayed: another router generates it now.
     """
 
     def __init__(self, ticket: Ticket, max_answer_bytes: int, clock: Callable[[], float]) -> None:
@@ -44,6 +45,7 @@ class Tape:
         self.tokens = 0
         self.delivered_ids: list[int] = []
         self.is_inexact = False
+        self.is_relayed = False
         self.first_token_at: float | None = None
 
     def take(self, delta: pb.Delta) -> None:

@@ -100,6 +100,25 @@ class SpeculationMetrics:
         self._races.add(1, {names.SPECULATION_WINNER: winner})
 
 
+class ParaphraseMetrics:
+    """Waits for the answer to a question of the same meaning; for the router."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._waits = meter.create_counter(
+            names.PARAPHRASE_WAITS,
+            unit="{wait}",
+            description="Waits for a paraphrase's answer, by what came of them",
+        )
+
+    def waited(self, outcome: Literal["hit", "miss", "late"]) -> None:
+        """Record one wait.
+
+        Args:
+            outcome: its answer was served; it was not, or there was none; it took too long.
+        """
+        self._waits.add(1, {names.PARAPHRASE_OUTCOME: outcome})
+
+
 class RoutingMetrics:
     """What the sidecar's hints were worth to the streams that ended well; for the router."""
 

@@ -201,19 +201,35 @@ class FlightClaim(_message.Message):
 
     ROUTER_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIVATE_FIELD_NUMBER: _builtins.int
+    AWAITS_PARAPHRASE_FIELD_NUMBER: _builtins.int
+    IS_AWAITABLE_FIELD_NUMBER: _builtins.int
     router: _builtins.str
     """Where other routers can dial the one that asks."""
     request_id: _builtins.str
-    """By which they find the stream there, with Attach."""
+    """Which of its requests began the generation."""
+    private: _builtins.bool
+    """Nobody can read along there: others are not told, and one who can be read along with
+    has the lease before it.
+    """
+    awaits_paraphrase: _builtins.bool
+    """Rather wait for the answer to a question of the same meaning, if one is under way.
+    Where the miss names one, the caller has no lease.
+    """
+    is_awaitable: _builtins.bool
+    """Others whose questions mean the same may wait for this answer."""
     def __init__(
         self,
         *,
         router: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        private: _builtins.bool = ...,
+        awaits_paraphrase: _builtins.bool = ...,
+        is_awaitable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "router", b"router"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits_paraphrase", b"awaits_paraphrase", "is_awaitable", b"is_awaitable", "private", b"private", "request_id", b"request_id", "router", b"router"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -242,6 +258,161 @@ class FlightLease(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FlightLease: _TypeAlias = FlightLease  # noqa: Y015
+
+@_typing.final
+class FlightParaphrase(_message.Message):
+    """A question under way whose answer, once stored, would be served to this one as well."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXACT_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    exact: _builtins.bytes
+    """Of that question, in the same tenant, namespace, model and scope."""
+    similarity: _builtins.float
+    def __init__(
+        self,
+        *,
+        exact: _builtins.bytes = ...,
+        similarity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "similarity", b"similarity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlightParaphrase: _TypeAlias = FlightParaphrase  # noqa: Y015
+
+@_typing.final
+class HoldFlightsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_FIELD_NUMBER: _builtins.int
+    PRIVATE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    router: _builtins.str
+    """As in FlightClaim."""
+    private: _builtins.bool
+    @_builtins.property
+    def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldFlight]:
+        """Under way: the lease is the router's, or kept, if nobody else has it."""
+
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldFlight]:
+        """Ended without an answer that is stored: the lease is given back."""
+
+    def __init__(
+        self,
+        *,
+        router: _builtins.str = ...,
+        private: _builtins.bool = ...,
+        held: _abc.Iterable[Global___HeldFlight] | None = ...,
+        ended: _abc.Iterable[Global___HeldFlight] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "held", b"held", "private", b"private", "router", b"router"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldFlightsRequest: _TypeAlias = HoldFlightsRequest  # noqa: Y015
+
+@_typing.final
+class HeldFlight(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTEAD_OF_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    exact: _builtins.bytes
+    request_id: _builtins.str
+    instead_of: _builtins.str
+    """The lease's holder as the router last heard, who is lost: take it over. Whoever has it
+    by now instead keeps it.
+    """
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        exact: _builtins.bytes = ...,
+        request_id: _builtins.str = ...,
+        instead_of: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "instead_of", b"instead_of", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldFlight: _TypeAlias = HeldFlight  # noqa: Y015
+
+@_typing.final
+class HoldFlightsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlightLease]:
+        """In the order of `held`: who else has the lease; an empty router: the caller."""
+
+    def __init__(
+        self,
+        *,
+        leases: _abc.Iterable[Global___FlightLease] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldFlightsResponse: _TypeAlias = HoldFlightsResponse  # noqa: Y015
+
+@_typing.final
+class AwaitFlightRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    exact: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        exact: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitFlightRequest: _TypeAlias = AwaitFlightRequest  # noqa: Y015
+
+@_typing.final
+class AwaitFlightResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERED_FIELD_NUMBER: _builtins.int
+    answered: _builtins.bool
+    """Its answer was stored; else there is none to wait for."""
+    def __init__(
+        self,
+        *,
+        answered: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitFlightResponse: _TypeAlias = AwaitFlightResponse  # noqa: Y015
 
 @_typing.final
 class PrefixQuery(_message.Message):
@@ -356,6 +527,7 @@ class CacheMiss(_message.Message):
     EXPLORED_ENTRY_ID_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     FLIGHT_FIELD_NUMBER: _builtins.int
+    PARAPHRASE_FIELD_NUMBER: _builtins.int
     reason: Global___MissReason.ValueType
     explored_entry_id: _builtins.str
     """With MISS_REASON_EXPLORED: the entry whose answer will be compared with the
@@ -369,6 +541,10 @@ class CacheMiss(_message.Message):
     def flight(self) -> Global___FlightLease:
         """Another router that generates this answer now. Unset: the lease is the caller's."""
 
+    @_builtins.property
+    def paraphrase(self) -> Global___FlightParaphrase:
+        """Instead of `flight`, where FlightClaim.awaits_paraphrase was set."""
+
     def __init__(
         self,
         *,
@@ -376,10 +552,11 @@ class CacheMiss(_message.Message):
         explored_entry_id: _builtins.str = ...,
         prefix: Global___PrefixHint | None = ...,
         flight: Global___FlightLease | None = ...,
+        paraphrase: Global___FlightParaphrase | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["flight", b"flight", "prefix", b"prefix"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flight", b"flight", "paraphrase", b"paraphrase", "prefix", b"prefix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explored_entry_id", b"explored_entry_id", "flight", b"flight", "prefix", b"prefix", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explored_entry_id", b"explored_entry_id", "flight", b"flight", "paraphrase", b"paraphrase", "prefix", b"prefix", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

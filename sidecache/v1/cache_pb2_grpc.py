@@ -69,6 +69,16 @@ class CacheServiceStub:
                 request_serializer=sidecache_dot_v1_dot_cache__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=sidecache_dot_v1_dot_cache__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.HoldFlights = channel.unary_unary(
+                '/sidecache.v1.CacheService/HoldFlights',
+                request_serializer=sidecache_dot_v1_dot_cache__pb2.HoldFlightsRequest.SerializeToString,
+                response_deserializer=sidecache_dot_v1_dot_cache__pb2.HoldFlightsResponse.FromString,
+                _registered_method=True)
+        self.AwaitFlight = channel.unary_unary(
+                '/sidecache.v1.CacheService/AwaitFlight',
+                request_serializer=sidecache_dot_v1_dot_cache__pb2.AwaitFlightRequest.SerializeToString,
+                response_deserializer=sidecache_dot_v1_dot_cache__pb2.AwaitFlightResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer:
@@ -124,6 +134,20 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldFlights(self, request, context):
+        """What a router generates: leases are taken over, kept, and given back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AwaitFlight(self, request, context):
+        """Returns when the generation under this key has ended, or its lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -161,6 +185,16 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=sidecache_dot_v1_dot_cache__pb2.ExplainRequest.FromString,
                     response_serializer=sidecache_dot_v1_dot_cache__pb2.ExplainResponse.SerializeToString,
+            ),
+            'HoldFlights': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldFlights,
+                    request_deserializer=sidecache_dot_v1_dot_cache__pb2.HoldFlightsRequest.FromString,
+                    response_serializer=sidecache_dot_v1_dot_cache__pb2.HoldFlightsResponse.SerializeToString,
+            ),
+            'AwaitFlight': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitFlight,
+                    request_deserializer=sidecache_dot_v1_dot_cache__pb2.AwaitFlightRequest.FromString,
+                    response_serializer=sidecache_dot_v1_dot_cache__pb2.AwaitFlightResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -352,6 +386,60 @@ class CacheService:
             '/sidecache.v1.CacheService/Explain',
             sidecache_dot_v1_dot_cache__pb2.ExplainRequest.SerializeToString,
             sidecache_dot_v1_dot_cache__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldFlights(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecache.v1.CacheService/HoldFlights',
+            sidecache_dot_v1_dot_cache__pb2.HoldFlightsRequest.SerializeToString,
+            sidecache_dot_v1_dot_cache__pb2.HoldFlightsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitFlight(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecache.v1.CacheService/AwaitFlight',
+            sidecache_dot_v1_dot_cache__pb2.AwaitFlightRequest.SerializeToString,
+            sidecache_dot_v1_dot_cache__pb2.AwaitFlightResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,10 @@ class CacheServiceStub:
     GetStats: _grpc.UnaryUnaryMultiCallable[_cache_pb2.GetStatsRequest, _cache_pb2.GetStatsResponse]
     Explain: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ExplainRequest, _cache_pb2.ExplainResponse]
     """Why a prompt hits or misses, without serving or counting it."""
+    HoldFlights: _grpc.UnaryUnaryMultiCallable[_cache_pb2.HoldFlightsRequest, _cache_pb2.HoldFlightsResponse]
+    """What a router generates: leases are taken over, kept, and given back."""
+    AwaitFlight: _grpc.UnaryUnaryMultiCallable[_cache_pb2.AwaitFlightRequest, _cache_pb2.AwaitFlightResponse]
+    """Returns when the generation under this key has ended, or its lease."""
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
@@ -71,6 +75,10 @@ class CacheServiceAsyncStub(CacheServiceStub):
     GetStats: _aio.UnaryUnaryMultiCallable[_cache_pb2.GetStatsRequest, _cache_pb2.GetStatsResponse]  # type: ignore[assignment]
     Explain: _aio.UnaryUnaryMultiCallable[_cache_pb2.ExplainRequest, _cache_pb2.ExplainResponse]  # type: ignore[assignment]
     """Why a prompt hits or misses, without serving or counting it."""
+    HoldFlights: _aio.UnaryUnaryMultiCallable[_cache_pb2.HoldFlightsRequest, _cache_pb2.HoldFlightsResponse]  # type: ignore[assignment]
+    """What a router generates: leases are taken over, kept, and given back."""
+    AwaitFlight: _aio.UnaryUnaryMultiCallable[_cache_pb2.AwaitFlightRequest, _cache_pb2.AwaitFlightResponse]  # type: ignore[assignment]
+    """Returns when the generation under this key has ended, or its lease."""
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -131,5 +139,21 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.ExplainResponse, _abc.Awaitable[_cache_pb2.ExplainResponse]]:
         """Why a prompt hits or misses, without serving or counting it."""
+
+    @_abc_1.abstractmethod
+    def HoldFlights(
+        self,
+        request: _cache_pb2.HoldFlightsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.HoldFlightsResponse, _abc.Awaitable[_cache_pb2.HoldFlightsResponse]]:
+        """What a router generates: leases are taken over, kept, and given back."""
+
+    @_abc_1.abstractmethod
+    def AwaitFlight(
+        self,
+        request: _cache_pb2.AwaitFlightRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.AwaitFlightResponse, _abc.Awaitable[_cache_pb2.AwaitFlightResponse]]:
+        """Returns when the generation under this key has ended, or its lease."""
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

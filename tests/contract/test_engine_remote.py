@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,10 +31,10 @@ QUESTION = "Write a short poem about the sea."
 
 @asynccontextmanager
 async def faulty(
-    path: Path, limits: Mapping[str, float] | None = None, **settings: object
+    path: Path, limits: Mapping[str, float] | None = None, **settings: Any
 ) -> AsyncIterator[tuple[FaultyServer, Subject]]:
     """A server that behaved while the engine loaded; ``limits`` hold only after that."""
-    values: dict[str, object] = {"probe_interval_s": 60}
+    values: dict[str, Any] = {"probe_interval_s": 60}
     async with (
         faulty_server() as server,
         remote(server.base_url, path, **values | settings) as subject,

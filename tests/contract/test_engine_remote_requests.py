@@ -5,6 +5,7 @@ import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,7 +95,7 @@ async def test_answers_of_other_weights_are_other_answers(
     merges[-1], merges[-2] = merges[-2], merges[-1]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
 
-    async def revision(folder: Path = checkpoint_folder, **settings: object) -> str:
+    async def revision(folder: Path = checkpoint_folder, **settings: Any) -> str:
         async with faulty_server() as server:
             server.models = [MODEL, "twin"]
             server.completion = say(HEADERS, event("", "length", model=""), DONE)
@@ -265,7 +266,7 @@ async def test_facts_that_only_the_operator_knows(checkpoint_folder: Path) -> No
         with pytest.raises(SetupError, match=r"set remote\.context_length"):
             async with remote(server.base_url, checkpoint_folder):
                 pass
-        settings = {"context_length": 77, "exact_continuation": True}
+        settings: dict[str, Any] = {"context_length": 77, "exact_continuation": True}
         async with remote(server.base_url, checkpoint_folder, **settings) as subject:
             assert subject.engine.facts.context_length == 77
             assert not subject.engine.facts.capabilities.exact_continuation

@@ -173,6 +173,7 @@ class HungCache(cache_pb2_grpc.CacheServiceServicer):
         await asyncio.Event().wait()
 
     Store = Invalidate = Feedback = SetWorkers = GetStats = Explain = _hang
+    HoldFlights = AwaitFlight = _hang
 
 
 async def test_a_hung_sidecar_costs_the_deadline_and_soon_nothing(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class GatedCache(cache_pb2_grpc.CacheServiceServicer):
         raise AssertionError("no router calls this")
 
     Invalidate = Feedback = SetWorkers = Explain = _unused
+    HoldFlights = AwaitFlight = _unused
 
 
 async def test_answers_that_wait_share_a_call_and_the_rest_is_dropped(tmp_path: Path) -> None:

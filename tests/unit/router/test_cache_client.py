@@ -48,6 +48,7 @@ class Moody(cache_pb2_grpc.CacheServiceServicer):
         raise AssertionError("the cache client asks for nothing else")
 
     Invalidate = Feedback = SetWorkers = GetStats = Explain = _unused
+    HoldFlights = AwaitFlight = _unused
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from sidecache.errors import (
     NotFound,
 )
 from tests.unit.router.flying import (
+    KEY,
     TOKENS,
     Endless,
     Generation,
@@ -80,10 +81,27 @@ async def test_a_router_reads_only_what_may_be_shared() -> None:
     flights, generation = make_flights(), Generation()
     asking = asyncio.create_task(ask(flights, generation, "leader", Listener()))
     await steps(5)
-    for tenant, by_router in (("umbrella", True), ("acme", False)):
-        with pytest.raises(NotFound):
-            await flights.attach(tenant, "leader", 0, Listener(), by_router=by_router)
+    with pytest.raises(NotFound):
+        await flights.attach("acme", "leader", 0, Listener())
+    for tenant, exact in (("umbrella", KEY.exact), ("acme", b"another")):
+        with pytest.raises(NotFound, match="no such answer"):
+            await flights.show(tenant, exact, Listener())
     other = Listener()
-    await flights.attach("acme", "leader", 0, other, by_router=True)
+    await flights.show("acme", KEY.exact, other)
+    assert other.ids == list(range(TOKENS))
+    await asking
+
+
+async def test_a_router_reads_only_what_is_generated_here() -> None:
+    """What is itself read along elsewhere is not there, or two routers would wait in a ring."""
+    flights, generation = make_flights(), Generation()
+    asking = asyncio.create_task(ask(flights, generation, "leader", Listener()))
+    await steps(5)
+    generation.tape.is_relayed = True
+    with pytest.raises(NotFound):
+        await flights.show("acme", KEY.exact, Listener())
+    generation.tape.is_relayed = False
+    other = Listener()
+    await flights.show("acme", KEY.exact, other)
     assert other.ids == list(range(TOKENS))
     await asking

@@ -39,6 +39,7 @@ class Hinting(cache_pb2_grpc.CacheServiceServicer):
         raise AssertionError("a lookup asks for nothing else")
 
     Store = Invalidate = Feedback = SetWorkers = GetStats = Explain = _unused
+    HoldFlights = AwaitFlight = _unused
 
 
 @asynccontextmanager

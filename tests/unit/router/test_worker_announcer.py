@@ -33,6 +33,7 @@ class Listening(cache_pb2_grpc.CacheServiceServicer):
         raise AssertionError("an announcer asks for nothing else")
 
     Lookup = Store = Invalidate = Feedback = GetStats = Explain = _unused
+    HoldFlights = AwaitFlight = _unused
 
 
 class Announced:
