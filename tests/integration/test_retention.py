@@ -3,10 +3,10 @@
 import asyncio
 import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from inference_svc.engine import GenerationRequest, Retention
 from router.retention import MAX_RETENTION
@@ -42,12 +42,14 @@ async def test_a_wish_reaches_the_engine_within_its_bounds(tmp_path: Path) -> No
     settings = {"limits": {"max_retention_s": 100}}
     async with scripted_stack(tmp_path, with_cache=False, router_=settings) as stack:
         short = await pinned(
-            stack, PrefixRetention(priority=90, leading_messages=1, duration=timedelta(seconds=7))
+            stack, PrefixRetention(priority=90, leading_messages=1, duration=Duration(seconds=7))
         )
         assert (short.priority, short.duration_s) == (90, 7)
         assert len(SYSTEM) <= short.prompt_tokens < len(SYSTEM) + len("What is due?")
         endless = await pinned(stack, PrefixRetention(priority=1))
-        long = await pinned(stack, PrefixRetention(priority=1, duration=timedelta(days=7)))
+        long = await pinned(
+            stack, PrefixRetention(priority=1, duration=Duration(seconds=7 * 86400))
+        )
         assert endless.duration_s == long.duration_s == 100
         assert endless.prompt_tokens > short.prompt_tokens
 
