@@ -69,7 +69,6 @@ class Figures:
 
     hit_rate: float
     ttft_mean_s: float
-    ttft_p50_s: float
     ttft_p99_s: float
     imbalance: float
     goodput: float
@@ -214,7 +213,6 @@ class Replay:
         return Figures(
             hit_rate=self._hit_blocks / self._blocks,
             ttft_mean_s=sum(ttft) / len(ttft),
-            ttft_p50_s=ttft[len(ttft) // 2],
             ttft_p99_s=ttft[int(len(ttft) * 0.99)],
             imbalance=max(work) * len(work) / sum(work),
             goodput=sum(s <= fleet.ttft_limit_s for s in ttft) / requests,

@@ -3,49 +3,21 @@
 import asyncio
 import logging
 import random
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
 
 import grpc
 
+from cache_svc.follow_tally import FollowState, FollowTally
 from cache_svc.followed_models import FollowedModels, ModelIdentity, UnusableModel
 from cache_svc.kv_stream import Fault, KvStream, OutOfStep
 from cache_svc.prefix_index import TooManyBlocks
 from cache_svc.prefix_settings import PrefixSettings
 from cache_svc.tokenizers_kept import KeptTokenizers
-from sidecache.v1 import worker_pb2, worker_pb2_grpc
+from sidecache.v1 import cache_pb2, worker_pb2, worker_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 Connect = Callable[[str], grpc.aio.Channel]
-
-
-class FollowState(Enum):
-    """How a worker is followed now."""
-
-    CONNECTING = "connecting"
-    FOLLOWING = "following"
-    WITHOUT_EVENTS = "without_events"
-    LOST = "lost"
-
-
-@dataclass(slots=True)
-class FollowTally:
-    """What all followers together have met.
-
-    Attributes:
-        events: messages taken in.
-        blocks: stored or removed in them.
-        repeated: events that were known already.
-        resyncs: snapshots asked for again, by what was wrong.
-    """
-
-    events: int = 0
-    blocks: int = 0
-    repeated: int = 0
-    resyncs: Counter[Fault] = field(default_factory=Counter)
 
 
 class KvFollower:
@@ -53,7 +25,12 @@ class KvFollower:
 
     Args:
         address: where it is; also its name in the index.
+        whole: counts what all followers together have met.
         chance: spreads the waits of many followers.
+
+    Attributes:
+        state: how it is followed now.
+        changes_behind: made by the worker beyond the one that was applied last.
     """
 
     def __init__(
@@ -63,7 +40,7 @@ class KvFollower:
         models: FollowedModels,
         tokenizers: KeptTokenizers,
         settings: PrefixSettings,
-        tally: FollowTally,
+        whole: FollowTally,
         chance: random.Random,
     ) -> None:
         self.address = address
@@ -72,12 +49,14 @@ class KvFollower:
         self._models = models
         self._tokenizers = tokenizers
         self._settings = settings
-        self._tally = tally
+        self._tally = FollowTally(whole)
         self._chance = chance
         self._backoff_s = settings.min_backoff_s
         self._epoch = ""
         self._next_sequence = 0
         self._lost_at_s: float | None = None
+        self._heard_at_s: float | None = None
+        self.changes_behind = 0
 
     async def run(self) -> None:
         """Follow until cancelled, then forget the worker."""
@@ -89,6 +68,25 @@ class KvFollower:
         finally:
             self._models.leave(self.address)
             await channel.close(grace=None)
+
+    def describe(self) -> cache_pb2.FollowedWorker:
+        """How it is followed, and how far, for an operator."""
+        model = self._models.of_worker(self.address)
+        described = cache_pb2.FollowedWorker(
+            address=self.address,
+            state=self.state.value,
+            events=self._tally.blocks,
+            resyncs=self._tally.resyncs.total(),
+            changes_behind=self.changes_behind,
+        )
+        if model is not None:
+            described.model = model.identity.name
+            described.blocks = model.index.blocks(self.address)
+            described.max_blocks = model.index.limit_of(self.address)
+        if self._heard_at_s is not None:
+            silent_s = asyncio.get_running_loop().time() - self._heard_at_s
+            described.silence.FromNanoseconds(int(silent_s * 1e9))
+        return described
 
     async def _follow(self, worker: "worker_pb2_grpc.WorkerServiceAsyncStub") -> float:
         """Follow until something is wrong; seconds to wait before the next attempt."""
@@ -144,17 +142,19 @@ class KvFollower:
             epoch=self._epoch, start_sequence=self._next_sequence
         )
         call = worker.SubscribeKvEvents(request)
+        loop = asyncio.get_running_loop()
         try:
             async for event in call:
                 before = stream.applied
                 await stream.apply(event)
-                self._tally.events += 1
-                self._tally.blocks += stream.applied - before
+                self._tally.took(stream.applied - before)
+                self._heard_at_s = loop.time()
+                self.changes_behind = max(0, event.latest_sequence - event.sequence)
                 if stream.in_step:
                     self._in_step()
         finally:
             call.cancel()
-            self._tally.repeated += stream.repeated
+            self._tally.heard_again(stream.repeated)
             # A snapshot that broke off is asked for anew.
             self._next_sequence = stream.next_sequence if stream.in_step else 0
 
@@ -175,7 +175,7 @@ class KvFollower:
 
     def _resync(self, fault: Fault) -> None:
         """What is known of it is not to be trusted any more."""
-        self._tally.resyncs[fault] += 1
+        self._tally.resynced(fault)
         self._drop_blocks()
 
     def _in_step(self) -> None:

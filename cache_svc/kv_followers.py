@@ -6,11 +6,13 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from cache_svc.follow_tally import FollowState, FollowTally
 from cache_svc.followed_models import FollowedModels
-from cache_svc.kv_follower import Connect, FollowState, FollowTally, KvFollower
+from cache_svc.kv_follower import Connect, KvFollower
 from cache_svc.membership import Membership
 from cache_svc.prefix_settings import PrefixSettings
 from cache_svc.tokenizers_kept import KeptTokenizers
+from sidecache.v1 import cache_pb2
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,16 @@ class KvFollowers:
     def states(self) -> Counter[FollowState]:
         """How many workers are followed in which way."""
         return Counter(follower.state for follower in self._followers.values())
+
+    @property
+    def changes_behind(self) -> int:
+        """Changes not applied yet, of the worker furthest behind."""
+        followers = self._followers.values()
+        return max((follower.changes_behind for follower in followers), default=0)
+
+    def describe(self) -> list[cache_pb2.FollowedWorker]:
+        """Each worker, for an operator."""
+        return [follower.describe() for follower in self._followers.values()]
 
     async def run(self) -> None:
         """Follow until cancelled; leaves no follower behind."""

@@ -47,11 +47,15 @@ class PrefixIndex:
     @property
     def max_total(self) -> int:
         """What :func:`len` cannot exceed for the workers it has now."""
-        return sum(self._limit_of(worker) for worker in self._held)
+        return sum(self.limit_of(worker) for worker in self._held)
 
     def blocks(self, worker: str) -> int:
         """How many blocks a worker holds."""
         return len(self._held.get(worker, ()))
+
+    def limit_of(self, worker: str) -> int:
+        """The most blocks that are kept of a worker."""
+        return self._limits.get(worker, self._max_blocks)
 
     def limit(self, worker: str, blocks: int) -> None:
         """Bound a worker by what its cache can hold, at most the index's own bound.
@@ -74,7 +78,7 @@ class PrefixIndex:
             if not hashes:
                 return
             held = self._held[worker] = set()
-        before, limit = len(held), self._limit_of(worker)
+        before, limit = len(held), self.limit_of(worker)
         # Counted first where it matters: not even for a moment may it hold more.
         if before + len(hashes) > limit and before + len(set(hashes) - held) > limit:
             self._cut(worker)
@@ -133,10 +137,7 @@ class PrefixIndex:
             if not held.issuperset(leading):
                 found[worker] = next(at for at, name in enumerate(leading) if name not in held)
 
-    def _limit_of(self, worker: str) -> int:
-        return self._limits.get(worker, self._max_blocks)
-
     def _cut(self, worker: str) -> None:
-        limit, blocks = self._limit_of(worker), self.blocks(worker)
+        limit, blocks = self.limit_of(worker), self.blocks(worker)
         self.cleared(worker)
         raise TooManyBlocks(f"more than {limit} blocks ({blocks} known before)")

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from cache_svc.follow_tally import FollowState
 from cache_svc.followed_models import FollowedModels
-from cache_svc.kv_follower import FollowState
 from cache_svc.kv_followers import KvFollowers
 from cache_svc.owned_task import owned_task
 from cache_svc.prefix_hints import PrefixHints
@@ -54,6 +54,7 @@ class PrefixTier:
         response.prefix_workers = states.total()
         response.prefix_resyncs = self.followers.tally.resyncs.total()
         response.prefix_events = self.followers.tally.blocks
+        response.prefix_followed.extend(self.followers.describe())
 
 
 @asynccontextmanager
@@ -97,4 +98,5 @@ def _metrics(telemetry: Telemetry, models: FollowedModels, followers: KvFollower
         lambda: {state.value: followers.states()[state] for state in FollowState},
         lambda: {fault.value: times for fault, times in followers.tally.resyncs.items()},
         lambda: followers.tally.blocks,
+        lambda: followers.changes_behind,
     )

@@ -6,9 +6,19 @@ from sidecache.kv_blocks import pack_hashes
 from sidecache.v1 import worker_pb2 as pb
 
 
-def to_wire(epoch: str, item: SnapshotPart | Change) -> pb.SubscribeKvEventsResponse:
-    """One message of a SubscribeKvEvents stream."""
-    response = pb.SubscribeKvEventsResponse(epoch=epoch, sequence=item.sequence)
+def to_wire(
+    epoch: str, item: SnapshotPart | Change, latest_sequence: int
+) -> pb.SubscribeKvEventsResponse:
+    """One message of a SubscribeKvEvents stream.
+
+    Args:
+        epoch: the worker's.
+        item: what it says.
+        latest_sequence: number of the worker's last change.
+    """
+    response = pb.SubscribeKvEventsResponse(
+        epoch=epoch, sequence=item.sequence, latest_sequence=latest_sequence
+    )
     if isinstance(item, SnapshotPart):
         response.snapshot.block_hashes = pack_hashes(item.hashes)
         response.snapshot.more = item.more

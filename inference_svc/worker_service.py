@@ -101,7 +101,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         try:
             while await cursor.wait():
                 for item in cursor.take():
-                    event = to_wire(self._epoch, item)
+                    event = to_wire(self._epoch, item, self._ledger.sequence)
                     await write_within(self._settings.stall_timeout_s, context, event)
         finally:
             cursor.close()

@@ -105,6 +105,7 @@ PREFIX_BLOCKS: Final = "sidecache.prefix.blocks"
 PREFIX_WORKERS: Final = "sidecache.prefix.workers"
 PREFIX_EVENTS: Final = "sidecache.prefix.events"
 PREFIX_RESYNCS: Final = "sidecache.prefix.resyncs"
+PREFIX_BEHIND: Final = "sidecache.prefix.behind"
 MIGRATIONS: Final = "sidecache.migrations"
 HEDGES: Final = "sidecache.router.hedges"
 HEDGE_OUTCOME: Final = "sidecache.router.hedge.outcome"  # won, lost, failed, no_room, no_budget

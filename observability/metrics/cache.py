@@ -57,6 +57,7 @@ class PrefixMetrics:
         states: how many workers are followed in which way now.
         resyncs: snapshots asked for again so far, by what was wrong.
         events: blocks stored and removed so far.
+        behind: changes not applied yet, of the worker furthest behind.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class PrefixMetrics:
         states: Callable[[], Mapping[str, int]],
         resyncs: Callable[[], Mapping[str, int]],
         events: Callable[[], int],
+        behind: Callable[[], int] = lambda: 0,
     ) -> None:
         self._hints = meter.create_counter(
             names.PREFIX_HINTS, unit="{hint}", description="Prefix hints asked for, by outcome"
@@ -82,6 +84,8 @@ class PrefixMetrics:
             description="Blocks of prompts, by whether the worker with most of them holds them",
         )
         gauge(meter, names.PREFIX_BLOCKS, "{block}", "KV blocks in the index", blocks, {})
+        lag = "Changes not applied yet, of the worker furthest behind"
+        gauge(meter, names.PREFIX_BEHIND, "{change}", lag, behind, {})
         meter.create_observable_gauge(
             names.PREFIX_WORKERS,
             [observe_each(states, names.PREFIX_STATE)],

@@ -20,6 +20,7 @@ from sidecache.cli.connection import (
     make_client,
 )
 from sidecache.cli.console import out
+from sidecache.cli.top_workers import EventRates, workers_table
 from sidecache.client import SidecacheClient
 from sidecache.errors import InvalidRequest, SidecacheError
 from sidecache.v1 import admin_pb2
@@ -36,7 +37,7 @@ def top(
     as_json: Annotated[bool, typer.Option("--json", help="For programs; once.")] = False,
     api_key: ApiKey = None,
 ) -> None:
-    """Show each model's load, queue and scale signal, and each tenant's use (admin key)."""
+    """Show models' load and queues, workers' KV caches, and tenants' use (admin key)."""
     if every_s is not None and not 0.1 <= every_s <= 3600:  # noqa: PLR2004  an hour
         raise InvalidRequest(f"{every_s:g}; may be 0.1 to 3600 seconds", field="every")
     client = make_client(
@@ -48,21 +49,32 @@ def top(
 async def _show(client: SidecacheClient, every_s: float | None, *, as_json: bool) -> None:
     try:
         async with client:
-            answer = await client.scale_signal()
             if as_json:
+                answer = await client.scale_signal()
                 print(json_format.MessageToJson(answer, always_print_fields_with_no_presence=True))
-            elif every_s is None:
-                out.print(tables(answer))
+                return
+            rates = EventRates()
+            shown = await _look(client, rates)
+            if every_s is None:
+                out.print(shown)
             else:
-                with Live(tables(answer), console=out) as live:
+                with Live(shown, console=out) as live:
                     while True:
                         await asyncio.sleep(every_s)
-                        live.update(tables(await client.scale_signal()))
+                        live.update(await _look(client, rates))
     except SidecacheError as error:
         raise explain(error, client.address) from error
 
 
-def tables(answer: admin_pb2.GetScaleSignalResponse) -> Group:
+async def _look(client: SidecacheClient, rates: EventRates) -> Group:
+    answer, workers, cache = await asyncio.gather(
+        client.scale_signal(), client.workers(), client.cache_stats()
+    )
+    followed = cache.stats.prefix_followed
+    return tables(answer, workers_table(workers, followed, rates.look(followed)))
+
+
+def tables(answer: admin_pb2.GetScaleSignalResponse, workers: Table) -> Group:
     """The answer for people."""
     models = Table(title="Models", title_justify="left")
     for name in ("model", "workers", "desired", "running", "waiting", "tokens", "wait", "refused"):
@@ -85,4 +97,4 @@ def tables(answer: admin_pb2.GetScaleSignalResponse) -> Group:
         tokens = f"{use.tokens_left:,}" if use.HasField("tokens_left") else "-"
         requests = f"{use.requests_left:,}" if use.HasField("requests_left") else "-"
         tenants.add_row(use.tenant, f"{use.in_flight}", tokens, requests)
-    return Group(models, tenants) if answer.tenants else Group(models)
+    return Group(models, workers, tenants) if answer.tenants else Group(models, workers)

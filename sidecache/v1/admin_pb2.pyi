@@ -131,7 +131,7 @@ class WorkerStatus(_message.Message):
     epoch: _builtins.str
     kv_cache_usage: _builtins.float
     """Share of its KV blocks in use, 0 to 1, and how many it can hold, by its last load
-    report. Unset: it does not say, or is not asked because its model has no other worker.
+    report. Unset: it does not say.
     """
     kv_blocks: _builtins.int
     prompt_tokens: _builtins.int

@@ -983,6 +983,7 @@ class GetStatsResponse(_message.Message):
     PREFIX_WORKERS_FIELD_NUMBER: _builtins.int
     PREFIX_RESYNCS_FIELD_NUMBER: _builtins.int
     PREFIX_EVENTS_FIELD_NUMBER: _builtins.int
+    PREFIX_FOLLOWED_FIELD_NUMBER: _builtins.int
     LOST_ANSWERS_FIELD_NUMBER: _builtins.int
     entries: _builtins.int
     bytes: _builtins.int
@@ -1019,6 +1020,10 @@ class GetStatsResponse(_message.Message):
     """Answers that were taken and that the disk then refused, of all tenants together."""
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def prefix_followed(self) -> _containers.RepeatedCompositeFieldContainer[Global___FollowedWorker]:
+        """Each of the workers known."""
+
     def __init__(
         self,
         *,
@@ -1047,15 +1052,71 @@ class GetStatsResponse(_message.Message):
         prefix_workers: _builtins.int = ...,
         prefix_resyncs: _builtins.int = ...,
         prefix_events: _builtins.int = ...,
+        prefix_followed: _abc.Iterable[Global___FollowedWorker] | None = ...,
         lost_answers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audited", b"audited", "audited_wrong", b"audited_wrong", "bound_alarms", b"bound_alarms", "bytes", b"bytes", "degraded", b"degraded", "embedder_fingerprint", b"embedder_fingerprint", "entries", b"entries", "evicted", b"evicted", "exact_hits", b"exact_hits", "expired", b"expired", "explored", b"explored", "lookups", b"lookups", "lost_answers", b"lost_answers", "max_bytes", b"max_bytes", "misses", b"misses", "prefix_blocks", b"prefix_blocks", "prefix_events", b"prefix_events", "prefix_resyncs", b"prefix_resyncs", "prefix_workers", b"prefix_workers", "prefix_workers_followed", b"prefix_workers_followed", "refused", b"refused", "rejected", b"rejected", "semantic_hits", b"semantic_hits", "stored", b"stored", "uptime", b"uptime", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audited", b"audited", "audited_wrong", b"audited_wrong", "bound_alarms", b"bound_alarms", "bytes", b"bytes", "degraded", b"degraded", "embedder_fingerprint", b"embedder_fingerprint", "entries", b"entries", "evicted", b"evicted", "exact_hits", b"exact_hits", "expired", b"expired", "explored", b"explored", "lookups", b"lookups", "lost_answers", b"lost_answers", "max_bytes", b"max_bytes", "misses", b"misses", "prefix_blocks", b"prefix_blocks", "prefix_events", b"prefix_events", "prefix_followed", b"prefix_followed", "prefix_resyncs", b"prefix_resyncs", "prefix_workers", b"prefix_workers", "prefix_workers_followed", b"prefix_workers_followed", "refused", b"refused", "rejected", b"rejected", "semantic_hits", b"semantic_hits", "stored", b"stored", "uptime", b"uptime", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
+
+@_typing.final
+class FollowedWorker(_message.Message):
+    """How the sidecar follows one worker's KV cache."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    MAX_BLOCKS_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    RESYNCS_FIELD_NUMBER: _builtins.int
+    CHANGES_BEHIND_FIELD_NUMBER: _builtins.int
+    SILENCE_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    state: _builtins.str
+    """connecting, following, without_events (it publishes none) or lost."""
+    model: _builtins.str
+    """Empty: not known yet."""
+    blocks: _builtins.int
+    """Its KV blocks in the index now, and the most that are kept of it."""
+    max_blocks: _builtins.int
+    events: _builtins.int
+    """Blocks that it said were stored or removed, and times that its blocks were asked for
+    anew because something was wrong; since it is followed.
+    """
+    resyncs: _builtins.int
+    changes_behind: _builtins.int
+    """Changes that it had made beyond the one that was applied last."""
+    @_builtins.property
+    def silence(self) -> _duration_pb2.Duration:
+        """Since it was last heard of a change. Unset: never."""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        state: _builtins.str = ...,
+        model: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+        max_blocks: _builtins.int = ...,
+        events: _builtins.int = ...,
+        resyncs: _builtins.int = ...,
+        changes_behind: _builtins.int = ...,
+        silence: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["silence", b"silence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "blocks", b"blocks", "changes_behind", b"changes_behind", "events", b"events", "max_blocks", b"max_blocks", "model", b"model", "resyncs", b"resyncs", "silence", b"silence", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowedWorker: _TypeAlias = FollowedWorker  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):

@@ -342,8 +342,13 @@ class SubscribeKvEventsResponse(_message.Message):
     STORED_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
     CLEARED_FIELD_NUMBER: _builtins.int
+    LATEST_SEQUENCE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     sequence: _builtins.int
+    latest_sequence: _builtins.int
+    """Number of the worker's last change when this was sent, so that a follower knows how
+    far behind it is. 0: not said.
+    """
     @_builtins.property
     def snapshot(self) -> Global___KvSnapshot: ...
     @_builtins.property
@@ -361,10 +366,11 @@ class SubscribeKvEventsResponse(_message.Message):
         stored: Global___KvBlocksStored | None = ...,
         removed: Global___KvBlocksRemoved | None = ...,
         cleared: Global___KvCacheCleared | None = ...,
+        latest_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cleared", b"cleared", "event", b"event", "removed", b"removed", "snapshot", b"snapshot", "stored", b"stored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared", b"cleared", "epoch", b"epoch", "event", b"event", "removed", b"removed", "sequence", b"sequence", "snapshot", b"snapshot", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared", b"cleared", "epoch", b"epoch", "event", b"event", "latest_sequence", b"latest_sequence", "removed", b"removed", "sequence", b"sequence", "snapshot", b"snapshot", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["snapshot", "stored", "removed", "cleared"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015

@@ -111,7 +111,7 @@ class Followed:
         self.ledger.flush()
         while items := self._cursor.take():
             for item in items:
-                await self._stream.apply(to_wire("e1", item))
+                await self._stream.apply(to_wire("e1", item, self.ledger.sequence))
         return self._index.match(BlockHasher(1).hashes(prompt)).get("w", 0)
 
 

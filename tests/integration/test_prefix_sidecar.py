@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from sidecache.errors import InvalidRequest, Unsupported, from_rpc_error
-from sidecache.kv_blocks import BlockHasher
+from sidecache.kv_blocks import BlockHasher, pack_hashes
 from sidecache.v1 import cache_pb2, inference_pb2
 from tests.fixtures.cache import Sidecar, open_sidecar, wire_key
 from tests.fixtures.kv_worker import BLOCK_SIZE, MODEL, REVISION, Event, KvWorker, kv_worker
@@ -151,6 +151,49 @@ async def test_a_gap_is_closed_by_a_snapshot(sidecar: Sidecar, workers: list[KvW
     await until_held(sidecar, {worker.address: 4})
     assert (await sidecar.stats()).prefix_resyncs == 1
     assert worker.subscriptions[-1].start_sequence == 0
+
+
+async def test_how_far_behind_a_worker_is_followed(
+    sidecar: Sidecar, workers: list[KvWorker]
+) -> None:
+    """By what its last message says of its changes; what an old worker does not say is 0."""
+    worker, names = workers[0], names_of(TEXT)
+    await announce(sidecar, worker)
+    await until_following(sidecar, 1)
+    worker.store(names[:1])
+    worker.sequence += 1
+    behind = Event(
+        epoch=worker.epoch, sequence=worker.sequence, latest_sequence=worker.sequence + 40
+    )
+    behind.stored.block_hashes = pack_hashes(names[1:2])
+    worker.say(behind)
+    await until_held(sidecar, {worker.address: 2})
+    (told,) = (await sidecar.stats()).prefix_followed
+    assert (told.changes_behind, told.blocks, told.events) == (40, 2, 2)
+    assert told.silence.ToNanoseconds() > 0
+    worker.store(names[2:3])
+    await until_held(sidecar, {worker.address: 3})
+    assert (await sidecar.stats()).prefix_followed[0].changes_behind == 0
+
+
+async def test_a_parent_that_nobody_knows_is_not_needed(
+    sidecar: Sidecar, workers: list[KvWorker]
+) -> None:
+    """Names stand for their whole prefix: an odd parent adds and hides nothing."""
+    worker, names = workers[0], names_of(TEXT)
+    await announce(sidecar, worker)
+    await until_following(sidecar, 1)
+    for parent in (b"x" * 8, b"odd", pack_hashes(names[5:6])):
+        worker.sequence += 1
+        orphans = Event(epoch=worker.epoch, sequence=worker.sequence)
+        orphans.stored.block_hashes = pack_hashes(names[2:4])
+        orphans.stored.parent_hash = parent
+        worker.say(orphans)
+    worker.store(names[:1])
+    await until_held(sidecar, {worker.address: 1})
+    worker.store(names[1:2])
+    await until_held(sidecar, {worker.address: 4})
+    assert (await sidecar.stats()).prefix_resyncs == 0
 
 
 async def test_a_stream_that_broke_goes_on_where_it_was(

@@ -48,7 +48,7 @@ async def test_a_wish_reaches_the_engine_within_its_bounds(tmp_path: Path) -> No
         assert len(SYSTEM) <= short.prompt_tokens < len(SYSTEM) + len("What is due?")
         endless = await pinned(stack, PrefixRetention(priority=1))
         long = await pinned(
-            stack, PrefixRetention(priority=1, duration=Duration(seconds=7 * 86_400))
+            stack, PrefixRetention(priority=1, duration=Duration(seconds=7 * 86400))
         )
         assert endless.duration_s == long.duration_s == 100
         assert endless.prompt_tokens > short.prompt_tokens

@@ -114,6 +114,22 @@ async def test_a_follower_goes_on_where_it_was() -> None:
         assert again.kinds == ["stored"]
 
 
+async def test_each_message_says_how_far_the_worker_is() -> None:
+    """So a follower that reads old changes knows how many are still to come."""
+    async with worker() as served:
+        follower = follow(served)
+        await follower.read()
+        for letter in "abc":
+            await generate(served, letter * 100)
+        late = follow(served, follower.epoch, 1).call
+        message = first = await late.read()
+        assert first.sequence == 1
+        assert first.latest_sequence >= 3
+        while message.sequence < first.latest_sequence:
+            message = await late.read()
+        assert message.latest_sequence == message.sequence
+
+
 async def test_a_gap_brings_a_snapshot() -> None:
     """Whoever asks for what is no longer kept, or was never said, begins anew."""
     settings = ScriptedSettings(kv_blocks=8)

@@ -112,8 +112,11 @@ def test_every_policy_has_a_row_and_one_is_the_default(trace_file: Path) -> None
     fleet = Fleet(workers=WORKERS, blocks=BLOCKS, prefill_tps=SPEED)
     rows = list(run(load_trace(trace_file, "mooncake"), fleet, policies(Weights())))
     assert [row["policy"] for row in rows if row["default"]] == ["prefix"]
-    keys = {"hit_rate", "ttft_mean_s", "ttft_p99_s", "imbalance", "goodput", "refused"}
-    assert all(keys | {"pooled_hit_rate"} <= row.keys() for row in rows)
+    keys = {
+        "policy", "default", "hit_rate", "ttft_mean_s", "ttft_p99_s", "imbalance", "goodput",
+        "refused",
+    }  # fmt: skip
+    assert all(row.keys() == keys for row in rows)
 
 
 def test_sessions_are_cut_to_blocks_of_512_tokens(tmp_path: Path) -> None:
