@@ -283,3 +283,32 @@ async def test_ids_that_are_no_tokens_are_not_passed_on(checkpoint_folder: Path)
                 server.completion = say(HEADERS, said, event("", "stop"), DONE)
                 with pytest.raises(EngineFailed, match=f"sent token {token_id}"):
                     await subject.ask(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("ids", "why"),
+    [([1, 2, 3], "its tokens read differently"), ([], 'set remote.dialect to "openai"')],
+)
+async def test_another_models_tokenizer_is_found_out_at_the_start(
+    checkpoint_folder: Path, ids: list[int], why: str
+) -> None:
+    """By ids that are not the text beside them, or by no ids where there should be some."""
+    choice = {"index": 0, "text": "The sea", "token_ids": ids, "finish_reason": "length"}
+    async with faulty_server() as server:
+        server.completion = say(HEADERS, event("", choices=[choice]), DONE)
+        with pytest.raises(SetupError, match=why):
+            async with remote(server.base_url, checkpoint_folder, dialect="vllm"):
+                pass
+
+
+async def test_llama_cpps_own_defaults_are_not_ours(checkpoint_folder: Path) -> None:
+    """Its penalties count all of a prompt and its answer, and no token is too unlikely."""
+    async with faulty_server() as server:
+        server.completion = say(HEADERS, event("", "length"), DONE)
+        async with remote(
+            server.base_url, checkpoint_folder, dialect="llama_cpp", probe_interval_s=60
+        ) as subject:
+            await subject.ask(QUESTION, 20, sampling=Sampling(repetition_penalty=1.2))
+            body, prompt = server.bodies[-1], (await subject.request(QUESTION)).prompt_token_ids
+            assert body["repeat_last_n"] == len(prompt) + 20
+            assert (body["repeat_penalty"], body["min_p"], body["logprobs"]) == (1.2, 0.0, 1)
