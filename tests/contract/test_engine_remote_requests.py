@@ -312,3 +312,26 @@ async def test_llama_cpps_own_defaults_are_not_ours(checkpoint_folder: Path) -> 
             body, prompt = server.bodies[-1], (await subject.request(QUESTION)).prompt_token_ids
             assert body["repeat_last_n"] == len(prompt) + 20
             assert (body["repeat_penalty"], body["min_p"], body["logprobs"]) == (1.2, 0.0, 1)
+
+
+async def test_priorities_are_claimed_of_vllm_only(checkpoint_folder: Path) -> None:
+    """Another server would take them and do nothing."""
+    async with faulty_server() as server:
+        with pytest.raises(SetupError, match=r"remote\.priorities is for vLLM"):
+            async with remote(server.base_url, checkpoint_folder, priorities=True):
+                pass
+
+
+async def test_log_probabilities_are_told_whole_or_refused(checkpoint_folder: Path) -> None:
+    """Of a character's parts llama.cpp tells one; the rest would be made up."""
+    told = {"content": [{"id": 5, "logprob": -0.5}]}
+    choice = {"index": 0, "text": "日本", "logprobs": told, "finish_reason": "length"}
+    async with faulty_server() as server:
+        server.completion = say(HEADERS, event("", "length"), DONE)
+        async with remote(
+            server.base_url, checkpoint_folder, dialect="llama_cpp", probe_interval_s=60
+        ) as subject:
+            server.completion = say(HEADERS, event("", choices=[choice]), DONE)
+            assert (await subject.ask(QUESTION)).text() == "日本"
+            with pytest.raises(InvalidRequest, match="parts of a character"):
+                await subject.ask(QUESTION, logprobs=0)
