@@ -22,7 +22,15 @@ async def encode(tokenizer: PromptEncoder, prompt: str | Chat) -> list[int]:
     Raises:
         InvalidRequest: the template refuses the chat, or there is none.
     """
-    texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt.messages]
-    if sum(map(len, texts)) <= _INLINE_CHARACTERS:
+    if _characters(prompt) <= _INLINE_CHARACTERS:
         return tokenizer.encode(prompt)
     return await asyncio.to_thread(tokenizer.encode, prompt)
+
+
+def _characters(prompt: str | Chat) -> int:
+    """About how much there is to encode; a template adds little to it."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    turns = sum(len(turn.content) for turn in prompt.messages)
+    tools = sum(len(tool.description) + len(tool.parameters_json_schema) for tool in prompt.tools)
+    return turns + tools
