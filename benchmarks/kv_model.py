@@ -134,18 +134,27 @@ def judged(met: Sequence[Outcome]) -> dict[str, object]:
     """
     cold = [each for each in met if each.cached < BLOCK_SIZE]
     warm = [each for each in met if each.cached >= each.prompt_tokens - BLOCK_SIZE]
-    border_s = sqrt(median([each.ttft_s for each in cold]) * median([each.ttft_s for each in warm]))
-    right = sum(each.ttft_s > border_s for each in cold)
-    right += sum(each.ttft_s <= border_s for each in warm)
     exact = sum(each.steps == ceil(each.uncached / STEP_TOKENS) for each in met)
     return {
         "requests": len(met),
         "predicted_cold": len(cold),
         "predicted_warm": len(warm),
-        "ttft_class_agrees": round(right / (len(cold) + len(warm)), 4),
         "prefill_steps_agree": round(exact / len(met), 4),
-        "cold_ttft_p50_s": round(median([each.ttft_s for each in cold]), 3),
-        "warm_ttft_p50_s": round(median([each.ttft_s for each in warm]), 3),
+        **classes([each.ttft_s for each in cold], [each.ttft_s for each in warm]),
+    }
+
+
+def classes(cold_s: Sequence[float], warm_s: Sequence[float]) -> dict[str, float]:
+    """Times to first token of either prediction; nothing where one of them never came."""
+    if not cold_s or not warm_s:
+        return {}
+    cold_p50_s, warm_p50_s = median(cold_s), median(warm_s)
+    border_s = sqrt(cold_p50_s * warm_p50_s)
+    right = sum(each > border_s for each in cold_s) + sum(each <= border_s for each in warm_s)
+    return {
+        "ttft_class_agrees": round(right / (len(cold_s) + len(warm_s)), 4),
+        "cold_ttft_p50_s": round(cold_p50_s, 3),
+        "warm_ttft_p50_s": round(warm_p50_s, 3),
     }
 
 

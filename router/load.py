@@ -12,7 +12,7 @@ from sidecache.v1 import worker_pb2
 
 # What a running sequence of another router is taken to hold.
 _FOREIGN_SEQUENCE_TOKENS = 512
-_MAX_FOREIGN_SEQUENCES = 1024
+MAX_FOREIGN_SEQUENCES = 1024
 
 
 class WorkerLoad:
@@ -101,7 +101,7 @@ class WorkerLoad:
         self._foreign_queued = min(max(0, queued), max_foreign_tokens)
         sequences = report.running_sequences + report.waiting_sequences - leases
         self.slots = self.most_slots = report.max_sequences
-        self.foreign_sequences = min(max(0, sequences), _MAX_FOREIGN_SEQUENCES)
+        self.foreign_sequences = min(max(0, sequences), MAX_FOREIGN_SEQUENCES)
         self._foreign_active = min(
             self.foreign_sequences * _FOREIGN_SEQUENCE_TOKENS, max_foreign_tokens
         )

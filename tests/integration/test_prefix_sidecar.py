@@ -223,6 +223,28 @@ async def test_a_new_epoch_forgets_the_old_one(sidecar: Sidecar, workers: list[K
     await until_held(sidecar, {worker.address: 1})
 
 
+async def test_another_start_of_a_worker_is_believed_nothing_of_the_last(
+    tmp_path: Path, workers: list[KvWorker]
+) -> None:
+    """At once, before it tells what it holds; and another model begins with a snapshot."""
+    restarted, turned = workers
+    names = names_of(TEXT)
+    restarted.held = turned.held = set(names)
+    # Only silence would have to last so long before it is forgotten for that.
+    patient = QUICK | {"lost_grace_s": 60.0}
+    async with open_sidecar(tmp_path, semantic={"enabled": False}, prefix=patient) as sidecar:
+        await announce(sidecar, *workers)
+        await until_held(sidecar, {each.address: len(names) for each in workers})
+        restarted.refusal = grpc.StatusCode.UNAVAILABLE
+        restarted.restart("e2", names)
+        await until_held(sidecar, {turned.address: len(names)})
+        turned.facts = {"revision": "r2"}
+        turned.end_streams()
+        await until_held(sidecar, {turned.address: len(names)}, model_revision="r2")
+        assert turned.subscriptions[-1].start_sequence == 0
+        await until_held(sidecar, {})
+
+
 async def test_an_event_of_an_old_epoch_is_not_believed(
     sidecar: Sidecar, workers: list[KvWorker]
 ) -> None:

@@ -21,7 +21,7 @@ from sidecache.kv_blocks import BlockHasher
 from sidecache.v1 import cache_pb2
 
 FINGERPRINTS = Fingerprints("t", "c")
-IDENTITY = ModelIdentity("m", "r1", 4, FINGERPRINTS, 1 << 20, 256, salted=False)
+IDENTITY = ModelIdentity("m", "r1", 4, FINGERPRINTS, 1 << 17, 256, salted=False)
 PATIENT_S = 20.0
 
 
@@ -145,6 +145,14 @@ async def test_too_long_and_unknown(parts: Parts) -> None:
     assert await parts.hints.hint(cache_pb2.PrefixQuery(), PATIENT_S) is None
     assert parts.outcomes() == {"too_long": 1, "unknown_model": 2}
     assert not parts.tokenizer.asked
+
+
+async def test_a_prompt_longer_than_the_context_gets_no_hint(parts: Parts) -> None:
+    """No worker would take it, so nothing is looked up for it."""
+    parts.tokenizer.released.set()
+    assert await parts.hint(IDENTITY.context_length + 1) is None
+    assert await parts.hint(IDENTITY.context_length) is not None
+    assert parts.outcomes() == {"too_long": 1, "given": 1}
 
 
 async def test_salts_are_in_the_names_only_where_the_worker_has_them(parts: Parts) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from router.lease import Lease
-from router.load import WorkerLoad
+from router.load import MAX_FOREIGN_SEQUENCES, WorkerLoad
 from sidecache.v1 import worker_pb2
 from tests.unit.router.fleet import Clock, make_worker
 
@@ -44,6 +44,7 @@ async def test_what_a_worker_says_cannot_undercut_own_leases_nor_pass_the_bound(
     worker.load.hear(report, worker.leases, MAX)
     assert 1000 <= worker.load.queued <= 1000 + MAX
     assert 1000 <= worker.load.active <= 1000 + MAX
+    assert 0 <= worker.load.foreign_sequences <= MAX_FOREIGN_SEQUENCES
 
 
 async def test_other_routers_streams_count_once() -> None:
