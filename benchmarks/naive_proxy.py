@@ -1,13 +1,18 @@
 """The floor a Python gateway stands on: a pass-through that does nothing else.
 
 No auth, no cache, no metrics, no tracing: one upstream channel, one call, one
-write for each message. What our router costs is told as a multiple of this.
+write for each message. What our router costs is told as a multiple of this, so it runs
+on the same event loop and on the same choices of gRPC's.
 """
 
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+
+from observability.grpc_runtime import prepare
+
+prepare()
 
 import grpc
 import uvloop

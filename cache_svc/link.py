@@ -22,6 +22,7 @@ from sidecache.errors import (
     BrokenInvariant,
     DeadlineExceeded,
     InvalidRequest,
+    Overloaded,
     SidecacheError,
     to_status,
 )
@@ -102,6 +103,9 @@ class LinkServer:
                 response.store.CopyFrom(await self._answers.store(request.store))
             case _:
                 raise InvalidRequest("no question that this sidecar knows")
+        if response.ByteSize() > self.max_bytes:
+            # At the other end it would cut the link, and everybody's answers with it.
+            raise Overloaded(f"an answer of {response.ByteSize()} bytes; may have {self.max_bytes}")
 
 
 def _as_ours(error: Exception) -> SidecacheError:

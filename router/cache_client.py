@@ -33,7 +33,7 @@ _NOT_LOOKED_UP = frozenset(("not_asked", "off"))
 # Answers stored in one call.
 _BATCH = 32
 # More than that at once would hold up the lookups behind it on the link.
-_MAX_LINKED_STORE_BYTES = 64 << 10
+_MAX_LINKED_BYTES = 64 << 10
 
 
 def _wants_none(_model: ServedModel) -> bool:
@@ -226,12 +226,20 @@ class CacheClient:
         self, request: cache_pb2.LookupRequest, timeout_s: float
     ) -> cache_pb2.LookupResponse:
         """By the link while it is up; a call reaches any sidecar."""
-        if self._link is not None and self._link.is_up:
-            return await self._link.look_up(request, timeout_s)
+        if (link := self._link_for(request)) is not None:
+            return await link.look_up(request, timeout_s)
         try:
             return await self._stub.Lookup(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+
+    def _link_for(
+        self, request: cache_pb2.LookupRequest | cache_pb2.StoreRequest
+    ) -> CacheLink | None:
+        link = self._link
+        if link is None or not link.is_up or request.ByteSize() > _MAX_LINKED_BYTES:
+            return None
+        return link
 
     async def _store(self, batch: list[cache_pb2.StoreEntry]) -> None:
         if self._breaker.is_open:
@@ -245,9 +253,8 @@ class CacheClient:
 
     async def _keep(self, request: cache_pb2.StoreRequest) -> None:
         timeout_s = self._settings.store_timeout_s
-        is_short = request.ByteSize() <= _MAX_LINKED_STORE_BYTES
-        if self._link is not None and self._link.is_up and is_short:
-            await self._link.store(request, timeout_s)
+        if (link := self._link_for(request)) is not None:
+            await link.store(request, timeout_s)
             return
         try:
             await self._stub.Store(request, timeout=timeout_s)

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from chaos.process import ServiceProcess
+from sidecache.errors import SidecacheError
 from sidecache.v1 import cache_pb2, cache_pb2_grpc
 from tests.fixtures.cache import Sidecar, TurnedClock, text_of
 
@@ -135,7 +136,7 @@ async def test_a_storm_of_stores_and_kills(tmp_path: Path, durability: str) -> N
             await asyncio.sleep(0.4 + 0.23 * round_)  # any moment will do
             await service.kill()
             for task in tasks:
-                with suppress(grpc.aio.AioRpcError):
+                with suppress(grpc.aio.AioRpcError, SidecacheError):
                     await task
         async with process(tmp_path, **settings) as (_, sidecar):
             assert await storm.check(sidecar) > 10

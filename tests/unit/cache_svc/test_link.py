@@ -19,6 +19,7 @@ from sidecache.errors import (
     BrokenInvariant,
     DeadlineExceeded,
     InvalidRequest,
+    Overloaded,
     SetupError,
     Unavailable,
 )
@@ -60,7 +61,7 @@ class Answers:
             self.cancelled.append(name)
             raise
         response = cache_pb2.LookupResponse()
-        response.hit.entry_id = name
+        response.hit.entry_id = name if name != "huge" else "x" * 2000
         response.hit.answer.finished.add()
         return response
 
@@ -230,6 +231,17 @@ async def test_too_many_questions_wait_in_the_socket(tmp_path: Path) -> None:
         answers.may_answer.set()
         found = await asyncio.gather(*first, *second)
     assert [response.hit.entry_id for response in found[20:]] == [f"b{i}" for i in range(50)]
+
+
+async def test_an_answer_that_is_too_long_ends_as_a_status(tmp_path: Path) -> None:
+    """It would cut the link for everybody."""
+    async with (
+        served(tmp_path, Answers(), max_message_bytes=1024) as (address, _),
+        linked(address) as link,
+    ):
+        with pytest.raises(Overloaded, match="may have 1024"):
+            await link.look_up(asks("huge"), LONG_S)
+        assert (await link.look_up(asks("at once"), LONG_S)).hit.entry_id == "at once"
 
 
 async def test_a_sidecar_that_does_not_read_fills_no_memory(tmp_path: Path) -> None:

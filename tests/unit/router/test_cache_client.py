@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,12 @@ async def test_the_breaker_hears_of_the_links_failures_as_of_a_calls(
         assert (outcome == Miss("open")) is opens
 
 
-async def test_a_large_store_is_a_call(tmp_path: Path) -> None:
-    """So that no lookup waits behind it on the link; a small one takes the link."""
+async def test_what_is_large_is_a_call(tmp_path: Path) -> None:
+    """So that no lookup waits behind it on the link; what is small takes the link."""
     moody, answers = Moody(), Answers()
     async with linked_client(tmp_path, answers, moody) as (client, _, _):
+        large = replace(ticket("at once", 10.0), tenant="x" * (1 << 17))
+        assert await client.lookup(large) == Miss("absent")
         running = asyncio.create_task(client.run())
         for text in ("short", "x" * (1 << 17)):
             delta = pb.Delta(token_ids=[1], text=text)

@@ -65,6 +65,17 @@ def test_a_kept_answer_replays_what_was_sent(pieces: list[tuple[list[int], str]]
     assert len(answer.deltas) == min(1, len(pieces)) or len(answer.deltas) <= 1 + tokens // 256
 
 
+def test_a_long_answer_is_kept_in_pieces() -> None:
+    """Few enough to be cheap, and none so large that a slow reader waits for all of it."""
+    tape = Tape(ticket(), 1 << 20, float)
+    for offset in range(0, 1000, 8):
+        tape.take(delta(offset, *range(8)))
+    tape.finish(END)
+    answer = tape.answer("w", "r")
+    assert answer is not None
+    assert [len(piece.token_ids) for piece in answer.deltas] == [256, 256, 256, 232]
+
+
 def test_choices_are_kept_apart() -> None:
     """Interleaved choices keep their own offsets and are never merged."""
     tape = Tape(ticket(2), 1 << 20, float)
