@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from inference_svc.engines.remote_http2 import teach_resets
 from inference_svc.remote_settings import RemoteSettings
 from sidecache.errors import EngineFailed, InvalidRequest, Overloaded, SetupError, SidecacheError
 
@@ -41,6 +42,8 @@ class RemoteServer:
         self._settings = settings
         self._closing: set[asyncio.Task[None]] = set()
         two = settings.http != "1.1"
+        if two:
+            teach_resets()
         self._client = httpx.AsyncClient(
             base_url=settings.base_url,
             headers=_credentials(settings),
