@@ -38,7 +38,7 @@ async def faulty(
     values: dict[str, Any] = {"probe_interval_s": 60}
     async with (
         faulty_server() as server,
-        remote(server.base_url, path, **values | settings) as subject,
+        remote(server.base_url, path, None, **values | settings) as subject,
     ):
         assert isinstance(subject.engine, RemoteEngine)
         http = subject.engine._server

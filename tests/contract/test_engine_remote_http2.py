@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from sidecache.errors import SetupError
 from tests.contract.engines import Subject
 from tests.contract.test_engine import QUESTION
 from tests.fixtures.http2_relay import Relay, http2_relay
 from tests.fixtures.llama_server import remote
+from tests.unit.observability.test_tls import Certificates
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -64,3 +66,18 @@ async def test_leaving_ends_one_stream_and_no_other(relay: Relay, subject: Subje
             assert (await anext(stays)).token_ids
     await only(relay, 0)
     assert len(relay.connections) == 1
+
+
+async def test_tls_agrees_on_http2(
+    llama_server: str, smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Over https:// HTTP/2 is agreed on; an authority of one's own is trusted, no unknown one."""
+    made = Certificates.make(tmp_path_factory.mktemp("certificates"))
+    files = {"certfile": made.path("server.pem"), "keyfile": made.path("server.key")}
+    async with http2_relay(llama_server, **files) as relay:
+        async with remote(relay.base_url, smollm2_path, ca_file=made.path("ca.pem")) as subject:
+            assert len((await subject.ask(QUESTION, 4)).ids()) == 4
+        assert relay.versions == {"2"}
+        with pytest.raises(SetupError, match="certificate"):
+            async with remote(relay.base_url, smollm2_path, load_timeout_s=0.5):
+                pass
