@@ -140,7 +140,8 @@ async def test_an_odd_stream_is_read(checkpoint_folder: Path, oddity: str) -> No
 
 async def test_an_endless_list_of_models_is_given_up(checkpoint_folder: Path) -> None:
     """Neither its length nor its depth can hurt the engine that asks."""
-    for models in (b'{"data": [' + b"1, " * 2**22, b"[" * 100_000):
+    long = b'{"data": [{"id": "smollm2"}], "more": "' + b"x" * 2**23 + b'"}'
+    for models in (long, b"[" * 100_000):
         async with faulty_server() as server:
             server.models = models
             with pytest.raises(SetupError, match="something else"):
