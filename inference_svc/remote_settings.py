@@ -17,6 +17,8 @@ class RemoteSettings(SettingsPart):
     """Where its /models and /completions are, such as http://10.0.0.7:8000/v1."""
     api_key_file: Path | None = None
     """A file with the key to send; unset: none."""
+    ca_file: Path | None = None
+    """Certificates (PEM) to trust for https://; unset: those of the public authorities."""
     model: str = ""
     """What the server calls the model; empty: as requests call it."""
     revision: str = ""

@@ -44,6 +44,7 @@ MAX_CHOICES = 8
 _LOAD_RETRY_S = 0.5
 _PROBE_TEXT = "One, two, three, four, five, six: déjà vu! 日本"
 _PROBE_TOKENS = 8
+_MORE_TOKENS = 64
 _USAGE_WAIT_S = 0.05
 
 logger = logging.getLogger(__name__)
@@ -155,11 +156,16 @@ class RemoteEngine:
             raise EngineFailed("the engine was closed")
         model = self._settings.adapters.get(request.adapter, self._model)
         body = completion_body(self._dialect, model, request, prompt, done, seed)
+        # What was re-encoded may be more tokens than the server counts, but not without end.
+        room = 2 * request.max_tokens + _MORE_TOKENS
         async with aclosing(self._server.completions(body)) as events:
             async for event in events:
                 self._lives()
                 self._check_model(event, model)
                 step = self._checked(read_step(self._dialect, event, request.logprobs is not None))
+                room -= len(step.token_ids)
+                if room < 0:
+                    raise EngineFailed("the remote server does not stop at max_tokens")
                 if step.ended is not None:
                     yield await self._with_usage(step, events)
                     return

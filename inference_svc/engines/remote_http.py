@@ -6,16 +6,19 @@ events as in the WHATWG HTML standard, of which such servers use data lines only
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
 import httpx
 
+from inference_svc.engines.remote_http2 import teach_resets
 from inference_svc.remote_settings import RemoteSettings
 from sidecache.errors import EngineFailed, InvalidRequest, Overloaded, SetupError, SidecacheError
 
 _MAX_LINE_BYTES = 1 << 20
+_MAX_MODELS_BYTES = 1 << 22
 _MAX_ERROR_BYTES = 1 << 16
 _MAX_ERROR_CHARACTERS = 300
 _MAX_RETRY_AFTER_S = 60.0
@@ -23,6 +26,7 @@ _CLIENT_ERRORS = {400, 413, 422}
 _BUSY = {429, 503}
 _READ_OUT_S = 0.05
 _DONE = b"[DONE]"
+_EVENTS = "text/event-stream"
 
 Event = dict[str, Any]
 
@@ -34,13 +38,15 @@ class RemoteServer:
         max_streams: connections kept; beyond them a request waits in our own queue.
 
     Raises:
-        SetupError: the key's file cannot be read.
+        SetupError: the file of the key or of the certificates cannot be read.
     """
 
     def __init__(self, settings: RemoteSettings, max_streams: int) -> None:
         self._settings = settings
         self._closing: set[asyncio.Task[None]] = set()
         two = settings.http != "1.1"
+        if two:
+            teach_resets()
         self._client = httpx.AsyncClient(
             base_url=settings.base_url,
             headers=_credentials(settings),
@@ -54,6 +60,7 @@ class RemoteServer:
                 max_connections=2 * max_streams + 2, max_keepalive_connections=max_streams + 2
             ),
             follow_redirects=False,
+            verify=_trusted(settings),
             # Somebody's HTTP_PROXY is not meant for this.
             trust_env=False,
         )
@@ -71,8 +78,11 @@ class RemoteServer:
             EngineFailed: no answer in time, or none that can be understood.
         """
         try:
-            async with asyncio.timeout(timeout_s):
-                response = await self._client.get("models")
+            async with (
+                asyncio.timeout(timeout_s),
+                self._client.stream("GET", "models") as response,
+            ):
+                data = await _read_at_most(response, _MAX_MODELS_BYTES)
         except TimeoutError:
             raise EngineFailed(f"{self._where} did not answer within {timeout_s:g} s") from None
         except httpx.HTTPError as error:
@@ -80,8 +90,8 @@ class RemoteServer:
         if response.status_code != httpx.codes.OK:
             raise EngineFailed(f"{self._where} answers /models with {response.status_code}")
         try:
-            return [each for each in response.json()["data"] if isinstance(each["id"], str)]
-        except (ValueError, KeyError, TypeError):
+            return [each for each in json.loads(data)["data"] if isinstance(each["id"], str)]
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise EngineFailed(f"{self._where} answers /models with something else") from None
 
     async def completions(self, body: Event) -> AsyncGenerator[Event, None]:
@@ -101,6 +111,7 @@ class RemoteServer:
                 response = await self._send(request)
                 if response.status_code != httpx.codes.OK:
                     raise await self._refusal(response)
+                self._check_kind(response)
                 lines = _data_lines(response)
             # The rest of the first token's time, then a limit for each line.
             deadline = limit.when()
@@ -144,10 +155,16 @@ class RemoteServer:
             # Nothing of an answer came: keep-alive ended as the request was on its way.
             return await self._client.send(request, stream=True)
 
+    def _check_kind(self, response: httpx.Response) -> None:
+        """Servers that send events say so, but for a few that say nothing."""
+        kind = response.headers.get("content-type", _EVENTS)
+        if not kind.lower().startswith(_EVENTS):
+            raise EngineFailed(f"{self._where} answers with {kind[:60]!r}, not with a stream")
+
     def _event(self, line: bytes) -> Event:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict):
             raise EngineFailed(f"{self._where} sent an event that is no JSON object")
@@ -157,15 +174,11 @@ class RemoteServer:
 
     async def _refusal(self, response: httpx.Response) -> SidecacheError:
         """What a status that is not 200 means, to the caller or about the server."""
-        data = b""
-        async for chunk in response.aiter_bytes():
-            data += chunk
-            if len(data) > _MAX_ERROR_BYTES:
-                break
+        data = await _read_at_most(response, _MAX_ERROR_BYTES)
         code = response.status_code
         try:
             text = _message(json.loads(data))
-        except ValueError:
+        except (ValueError, RecursionError):
             text = "no reason that can be read"
         if code in _CLIENT_ERRORS:
             return InvalidRequest(f"the remote server refuses it: {text}")
@@ -182,6 +195,16 @@ class RemoteServer:
     @property
     def _where(self) -> str:
         return f"the remote server {self._settings.base_url}"
+
+
+async def _read_at_most(response: httpx.Response, max_bytes: int) -> bytes:
+    """The body, or its beginning if it is longer."""
+    data = b""
+    async for chunk in response.aiter_bytes():
+        data += chunk
+        if len(data) > max_bytes:
+            break
+    return data
 
 
 async def _data_lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
@@ -220,6 +243,16 @@ def _has_ended(event: Event) -> bool:
     return isinstance(choices, list) and any(
         isinstance(each, dict) and each.get("finish_reason") for each in choices
     )
+
+
+def _trusted(settings: RemoteSettings) -> ssl.SSLContext | bool:
+    path = settings.ca_file
+    if path is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise SetupError(f"remote.ca_file {path} cannot be read: {error}") from error
 
 
 def _credentials(settings: RemoteSettings) -> dict[str, str]:

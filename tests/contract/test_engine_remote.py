@@ -19,6 +19,7 @@ from tests.fixtures.faulty_server import (
     Behaviour,
     FaultyServer,
     at_once,
+    drip,
     event,
     faulty_server,
     refuse,
@@ -37,7 +38,7 @@ async def faulty(
     values: dict[str, Any] = {"probe_interval_s": 60}
     async with (
         faulty_server() as server,
-        remote(server.base_url, path, **values | settings) as subject,
+        remote(server.base_url, path, None, **values | settings) as subject,
     ):
         assert isinstance(subject.engine, RemoteEngine)
         http = subject.engine._server
@@ -59,6 +60,11 @@ BROKEN: dict[str, tuple[Behaviour, str]] = {
         say(HEADERS, event("The"), b'data: {"error": {"message": "CUDA"}}\n\n'), "gave up: CUDA"),
     "answers as another model": (
         say(HEADERS, event("The", model="other")), "as model 'other'"),
+    "sends deep JSON": (say(HEADERS, b"data: " + b"[" * 100_000 + b"\n\n"), "no JSON object"),
+    "sends a page": (
+        say(HEADERS.replace(b"text/event-stream", b"text/html"), b"<html>"), "text/html"),
+    "never ends": (say(HEADERS, *[event(" sea" * 50)] * 50, then="hang"), "does not stop at"),
+    "is done before it began": (say(HEADERS, b"data: [DONE]\n\n"), "without a finish reason"),
     "answers 500": (refuse(500), "answers 500: for a reason"),
     "answers 401": (refuse(401), "answers 401"),
     "has lost the model": (refuse(404), "answers 404"),
@@ -69,6 +75,7 @@ HANGS = {
     "before its headers": say(then="hang"),
     "after its headers": say(HEADERS, then="hang"),
     "between tokens": say(HEADERS, event("The"), then="hang"),
+    "in a line that never ends": drip(HEADERS, *[b"data: "] * 100),
 }
 
 
@@ -105,6 +112,41 @@ async def test_whole_answers_leave_no_connection_behind(checkpoint_folder: Path)
         server.completion = at_once(event("The sea", "length"), b"data: [DONE]\n\n")
         for _ in range(3 * MAX_SEQUENCES):
             assert (await subject.ask(QUESTION)).text() == "The sea"
+
+
+UTF8 = b'data: {"choices": [{"index": 0, "text": "' + "海 🌊".encode() + b'"}]}\n\n'
+LAST = event("", "stop")
+ODD = {
+    "a character in two packets": drip(
+        HEADERS, *[UTF8[n : n + 1] for n in range(len(UTF8))], LAST, pause_s=0.001),
+    "no [DONE]": say(HEADERS, UTF8, LAST),
+    "comments and other fields": say(
+        HEADERS, b": keep-alive\n\nevent: x\nid: 7\n", UTF8, b":\n\n", LAST, b"data: [DONE]\n\n"),
+    "lines of CR LF": say(HEADERS, UTF8.replace(b"\n", b"\r\n"), LAST.replace(b"\n", b"\r\n")),
+    "no content type": say(
+        HEADERS.replace(b"content-type: text/event-stream\r\n", b""), UTF8, LAST),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("oddity", ODD)
+async def test_an_odd_stream_is_read(checkpoint_folder: Path, oddity: str) -> None:
+    """What servers may do, and some do, changes nothing."""
+    async with faulty(checkpoint_folder) as (server, subject):
+        server.completion = ODD[oddity]
+        answer = await subject.ask(QUESTION)
+        assert answer.text() == "海 🌊"
+        assert answer.reason() is FinishReason.STOP
+
+
+async def test_an_endless_list_of_models_is_given_up(checkpoint_folder: Path) -> None:
+    """Neither its length nor its depth can hurt the engine that asks."""
+    long = b'{"data": [{"id": "smollm2"}], "more": "' + b"x" * 2**23 + b'"}'
+    for models in (long, b"[" * 100_000):
+        async with faulty_server() as server:
+            server.models = models
+            with pytest.raises(SetupError, match="something else"):
+                async with remote(server.base_url, checkpoint_folder, load_timeout_s=2):
+                    pass
 
 
 async def test_a_refusal_is_the_callers(checkpoint_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,21 @@ async def test_the_first_goes_alone_and_the_rest_together() -> None:
     assert merged is not None
     assert (merged.offset, merged.token_ids, merged.text) == (1, (101, 102, 103), " 1 2 3")
     assert [each.logprob for each in merged.logprobs] == [-1, -2, -3]
+
+
+async def test_what_was_cached_is_kept_wherever_it_is_said() -> None:
+    """A server may tell it with the last token only; the merged message says it."""
+    feed = Feed()
+    async with Coalescer(feed.deltas(), 64) as stream:
+        feed.put(token(0))
+        await stream.take(1)
+        last = replace(token(2, reason=FinishReason.LENGTH), cached_prompt_tokens=32)
+        feed.put(token(1), last)
+        await asyncio.sleep(0)
+        merged = await stream.take(1)
+    assert merged is not None
+    assert merged.token_ids == (101, 102)
+    assert merged.cached_prompt_tokens == 32
 
 
 async def test_a_message_has_a_limit() -> None:
