@@ -313,9 +313,9 @@ class QuietSettings(SettingsPart):
     max_quiet_s: PositiveSeconds = 1.0
     """Longest silence after which it is asked, whatever is usual."""
     least_answer_s: PositiveSeconds = 0.15
-    """No answer for so long, or ``factor`` times its slowest answers of late, and its streams go
-    on elsewhere."""
-    answer_s: PositiveSeconds = 0.5
+    """No answer for so long, or ``factor`` times the slowest answer of late of any worker, and
+    its streams go on elsewhere."""
+    answer_s: PositiveSeconds = 1.0
     """The same at most, and where it was asked nothing before."""
     memory_s: PositiveSeconds = 30.0
     """After this long a usual silence counts 1/e."""
