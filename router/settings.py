@@ -167,6 +167,8 @@ class QuarantineSettings(SettingsPart):
     """Workers lost in a row at the same place of its answer, after which it is tried alone."""
     memory_s: PositiveSeconds = 60.0
     """After this long without another one, they are forgotten."""
+    trial_wait_s: Seconds = 1.0
+    """Longest wait for a worker that has nobody else, to try it on."""
     refuse_s: PositiveSeconds = 300.0
     """For how long a prompt is refused that ended a worker alone as well."""
     max_prompts: Annotated[int, Field(ge=1)] = 4096
