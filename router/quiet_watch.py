@@ -9,6 +9,7 @@ elsewhere do so together.
 
 import asyncio
 import logging
+import statistics
 from collections.abc import Callable, Iterable
 
 import grpc
@@ -73,9 +74,9 @@ class QuietWatch:
         for worker in self._silences.keys() - set(ready):
             del self._silences[worker]
             self._end_hush(worker)
-        # Of all of them: a machine or a network that is slow is slow for this one too.
+        # The median worker's: a machine or a network that is slow is slow for this one too.
         answers = [worker.answers_in_s for worker in ready if worker.answers_in_s is not None]
-        slowest_s = max(answers, default=None)
+        slowest_s = statistics.median(answers) if answers else None
         for worker in ready:
             silence = self._silences.get(worker)
             if silence is None:

@@ -315,7 +315,7 @@ class QuietSettings(SettingsPart):
     max_quiet_s: PositiveSeconds = 1.0
     """Longest silence after which it is asked, whatever is usual."""
     least_answer_s: PositiveSeconds = 0.15
-    """No answer for so long, or ``factor`` times the slowest answer of late of any worker, and
+    """No answer for so long, or ``factor`` times the slowest of late of the median worker, and
     its streams go on elsewhere."""
     answer_s: PositiveSeconds = 1.0
     """The same at most, and where it was asked nothing before."""
