@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=600, help="of each router")
     parser.add_argument("--in-flight", type=int, default=4)
     parser.add_argument("--after-ms", type=float, help="the delay; left out: learned")
-    parser.add_argument("--share", type=float, default=0.2, help="hedges for each request")
+    parser.add_argument("--share", type=float, default=0.25, help="hedges for each request")
     options = vars(parser.parse_args())
     path = options.pop("json")
     setting = Setting(**options)

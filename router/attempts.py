@@ -62,6 +62,7 @@ class Attempts:
         # Where and when the stream stood still last.
         self._stopped_tokens = -1
         self._stopped_at = 0.0
+        self._waits_since = 0.0
         self.why_not = why_not_continued(ticket)
         self.rival: Rival | None = None
         recovery.budget.asked()
@@ -147,7 +148,8 @@ class Attempts:
             return
         if self.rival is not None and self.rival.has_won():
             return
-        began = self._stopped_at if self._tape.tokens else self._recovery.clock()
+        self._waits_since = self._recovery.clock()
+        began = self._stopped_at if self._tape.tokens else self._waits_since
         left_s = began + self._limits.migration_wait_s - self._recovery.clock()
         try:
             async with asyncio.timeout(max(0.0, left_s)):
@@ -174,11 +176,15 @@ class Attempts:
             # Before the first token the refusal is the lease's.
             return not self._tape.tokens
         if not quarantine.is_suspected(self._key):
-            return not all(worker.crowd.is_taken for worker in ready)
-        if quarantine.may_try(self._key, ready):
+            may_ask = not all(worker.crowd.is_taken for worker in ready)
+        else:
+            may_ask = bool(quarantine.may_try(self._key, ready))
+            if not may_ask:
+                quarantine.reserve(self._key, ready)
+        if not may_ask and self._recovery.clock() - self._waits_since >= quarantine.trial_wait_s:
+            self._give_up()
             return True
-        quarantine.reserve(self._key, ready)
-        return False
+        return may_ask
 
     async def _news(self) -> None:
         if self._ready():

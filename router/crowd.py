@@ -20,8 +20,15 @@ class Aboard(Protocol):
     def has_progressed(self) -> bool:
         """Whether this worker sent any of them."""
 
+    @property
+    def may_make_room(self) -> bool:
+        """Whether it could go on elsewhere at once, and lose nothing by it."""
+
     def leave_silent_worker(self) -> None:
         """Go on elsewhere, if that can be done."""
+
+    def make_room(self) -> None:
+        """The same, for a prompt that has to be tried alone."""
 
 
 class Crowd:

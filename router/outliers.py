@@ -100,10 +100,15 @@ class Outliers:
         self._troubled.discard(worker)
 
     def usable(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """Those that may get a stream now; maybe none."""
+        """Those that may get a stream now; maybe none.
+
+        Who only does worse than its peers is used where no peer is left (Envoy's panic
+        threshold, at its lowest); who loses every stream is not.
+        """
         if not self._troubled:
             return workers
-        return [worker for worker in workers if self._may_serve(worker)]
+        well = [worker for worker in workers if self._may_serve(worker)]
+        return well or [one for one in workers if self._record(one).breaker.may_admit]
 
     def chosen(self, worker: Worker) -> None:
         """A stream goes there: if it is to find out, it is the one."""

@@ -12,7 +12,7 @@ from router.quarantine import prompt_key
 from router.stall import StallGuard
 from router.tape import Tape
 from router.ticket import Ticket
-from sidecache.errors import EngineFailed
+from sidecache.errors import Draining, EngineFailed
 from sidecache.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
@@ -104,6 +104,17 @@ class Passage:
         if self.guard is not None and (self._is_exact or not self.tape.tokens):
             self.worker_hangs = True
             self.guard.leave(EngineFailed(f"worker {self.worker.name} answers nobody"))
+
+    @property
+    def may_make_room(self) -> bool:
+        """Whether it could go on elsewhere at once, token for token, with a token in hand."""
+        has_begun = self.has_progressed and not self.tape.is_complete
+        return self.guard is not None and self._is_exact and has_begun
+
+    def make_room(self) -> None:
+        """Leave the worker to a prompt that has to be tried alone, as if it were draining."""
+        if self.guard is not None and self.may_make_room:
+            self.guard.leave(Draining(f"worker {self.worker.name} is needed for a trial"))
 
     def heard_tokens(self) -> None:
         """A delta came; said again, it changes nothing."""

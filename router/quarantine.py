@@ -139,12 +139,20 @@ class Quarantine:
         ]
 
     def reserve(self, key: bytes, workers: Sequence[Worker]) -> None:
-        """Keep others from a worker, so that it empties for a trial; never from the last one."""
-        if key in self._tried or any(worker.crowd.reserved_for == key for worker in workers):
+        """Have a worker emptied for a trial: nobody new comes, and who can go on elsewhere does.
+
+        Never the last one that is open to others. Said again, it asks those that are left.
+        """
+        if key in self._tried:
             return
+        mine = [worker for worker in workers if worker.crowd.reserved_for == key]
         free = [worker for worker in workers if not worker.crowd.is_taken]
-        if len(free) > 1:
-            min(free, key=lambda worker: worker.leases).crowd.reserved_for = key
+        if not mine and len(free) > 1:
+            mine = [min(free, key=_trouble)]
+            mine[0].crowd.reserved_for = key
+        for worker in mine:
+            for stream in list(worker.crowd.members):
+                stream.make_room()
 
     def release(self, key: bytes, workers: Sequence[Worker]) -> None:
         """It waits no more."""
@@ -246,10 +254,21 @@ class Quarantine:
             return None
         return suspicion
 
+    @property
+    def trial_wait_s(self) -> float:
+        """Longest wait for a worker to try a prompt on, or beside such trials."""
+        return self._settings.trial_wait_s
+
     def _end_trial(self, stream: Aboard) -> None:
         self._tried.discard(stream.key)
         self._trial_over.set()
         self._trial_over = asyncio.Event()
+
+
+def _trouble(worker: Worker) -> tuple[int, int]:
+    """What it takes to empty a worker: first those that have to be waited for."""
+    staying = sum(not stream.may_make_room for stream in worker.crowd.members)
+    return staying, worker.leases
 
 
 def prompt_key(ticket: Ticket) -> bytes:

@@ -9,6 +9,7 @@ elsewhere do so together.
 
 import asyncio
 import logging
+import statistics
 from collections.abc import Callable, Iterable
 
 import grpc
@@ -73,6 +74,9 @@ class QuietWatch:
         for worker in self._silences.keys() - set(ready):
             del self._silences[worker]
             self._end_hush(worker)
+        # The median worker's: a machine or a network that is slow is slow for this one too.
+        answers = [worker.answers_in_s for worker in ready if worker.answers_in_s is not None]
+        slowest_s = statistics.median(answers) if answers else None
         for worker in ready:
             silence = self._silences.get(worker)
             if silence is None:
@@ -81,7 +85,7 @@ class QuietWatch:
                 worker.heard_at,
                 elapsed_s,
                 is_due=worker.words_due > 0,
-                answers_in_s=worker.answers_in_s,
+                answers_in_s=slowest_s,
             )
             if finding is Finding.ASK:
                 worker.is_hushed = True
@@ -99,6 +103,7 @@ class QuietWatch:
 
     async def _ask(self, worker: Worker, silence: Silence) -> None:
         """Ask the worker for its health: whatever it answers, it lives."""
+        asked_at = self._clock()
         try:
             await worker.health.Check(  # type: ignore[attr-defined]  # its stubs lack Check
                 health_pb2.HealthCheckRequest(), timeout=_LATE * self._settings.answer_s
@@ -106,6 +111,7 @@ class QuietWatch:
         except grpc.aio.AioRpcError as error:
             if error.code() in _NO_ANSWER:
                 return
+        worker.answered(self._clock() - asked_at)
         log.debug("quiet for %.2f s, and alive", silence.silent_s, extra={"worker": worker.name})
         silence.answered()
         worker.is_hushed = False

@@ -203,7 +203,7 @@ class Relay:
             # own end, or did not live to say, changes nothing.
             if not tape.is_complete:
                 raise self._blame(passage, error) from error
-        except EngineFailed:
+        except Unavailable:
             if not tape.is_complete:
                 raise
         except BrokenInvariant as error:

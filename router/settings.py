@@ -167,6 +167,8 @@ class QuarantineSettings(SettingsPart):
     """Workers lost in a row at the same place of its answer, after which it is tried alone."""
     memory_s: PositiveSeconds = 60.0
     """After this long without another one, they are forgotten."""
+    trial_wait_s: Seconds = 1.0
+    """Longest wait for a worker that has nobody else, to try it on."""
     refuse_s: PositiveSeconds = 300.0
     """For how long a prompt is refused that ended a worker alone as well."""
     max_prompts: Annotated[int, Field(ge=1)] = 4096
@@ -313,9 +315,9 @@ class QuietSettings(SettingsPart):
     max_quiet_s: PositiveSeconds = 1.0
     """Longest silence after which it is asked, whatever is usual."""
     least_answer_s: PositiveSeconds = 0.15
-    """No answer for so long, or ``factor`` times its slowest answers of late, and its streams go
-    on elsewhere."""
-    answer_s: PositiveSeconds = 0.5
+    """No answer for so long, or ``factor`` times the slowest of late of the median worker, and
+    its streams go on elsewhere."""
+    answer_s: PositiveSeconds = 1.0
     """The same at most, and where it was asked nothing before."""
     memory_s: PositiveSeconds = 30.0
     """After this long a usual silence counts 1/e."""

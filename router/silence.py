@@ -53,7 +53,7 @@ class Silence:
             elapsed_s: since the look before, or less where that look was late: what the
                 worker has said meanwhile may lie unread.
             is_due: whether a word of it is due on some stream.
-            answers_in_s: its slowest answers of late; None: not known.
+            answers_in_s: the slowest answer of late to a small question; None: not known.
         """
         self.usual_s *= math.exp(-elapsed_s / self._settings.memory_s)
         if heard_at != self._heard_at or not is_due:

@@ -12,8 +12,8 @@ from router.load import WorkerLoad
 from router.model import ServedModel
 from sidecache.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 
-# Of the slowest answer, with each further one: about three of them halve it.
-_ANSWER_FADES = 0.8
+# Of the slowest answer, with each further one: two of them halve it.
+_ANSWER_FADES = 0.7
 
 
 class State(enum.Enum):

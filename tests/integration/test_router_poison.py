@@ -10,6 +10,7 @@ from sidecache.client import CacheControl
 from sidecache.errors import Quarantined, SidecacheError, StreamInterrupted
 from sidecache.v1 import inference_pb2 as pb
 from tests.fixtures.stack import Stack, scripted_stack
+from tests.integration.test_router_flights import busy, eventually
 from tests.integration.test_router_migration import events_of, ids_of, reference
 
 BYPASS = CacheControl(mode=pb.CACHE_MODE_BYPASS)
@@ -17,10 +18,10 @@ WORKERS = 6
 INNOCENT = 50
 
 
-def fleet(after: int) -> list[dict[str, Any]]:
+def fleet(after: int, tokens_per_s: float = 500.0) -> list[dict[str, Any]]:
     scripted = {
         "ttft_s": 0.05,
-        "tokens_per_s": 500.0,
+        "tokens_per_s": tokens_per_s,
         "poison": "poison",
         "poison_after_tokens": after,
     }
@@ -90,3 +91,20 @@ async def test_many_copies_of_it_cost_few_workers(tmp_path: Path) -> None:
         ends = await asyncio.gather(*copies, return_exceptions=True)
         assert all(isinstance(end, SidecacheError) for end in ends)
         assert dead(stack) < WORKERS
+
+
+async def test_long_streams_make_room_for_a_trial(tmp_path: Path) -> None:
+    """No worker is ever empty: one is emptied, by streams that go on elsewhere token for token."""
+    async with scripted_stack(tmp_path, workers=fleet(0, 30.0), with_cache=False) as stack:
+        async with asyncio.TaskGroup() as tasks:
+            asking = [
+                tasks.create_task(events_of(stack.client, f"long {number}", max_tokens=90))
+                for number in range(18)
+            ]
+            await eventually(lambda: sum(busy(worker) for worker in stack.workers) == 18)
+            with pytest.raises(Quarantined):
+                await events_of(stack.client, "poison", max_tokens=20)
+            assert not any(task.done() for task in asking)
+        assert dead(stack) == 3
+        for number, task in enumerate(asking):
+            assert ids_of(task.result()) == await reference(stack, f"long {number}", 90)

@@ -5,6 +5,7 @@ has them, without time: a step is one thing that happens somewhere.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from router.quarantine import Quarantine
@@ -27,9 +28,20 @@ class Part:
     has_progressed: bool = False
     worker: Worker | None = None
     waits: int = 0
+    leave: Callable[["Part"], None] = lambda _part: None
 
     def leave_silent_worker(self) -> None:
         """Nobody is silent here."""
+
+    @property
+    def may_make_room(self) -> bool:
+        """Whether it has begun."""
+        return self.has_progressed
+
+    def make_room(self) -> None:
+        """Counted, or done."""
+        if self.may_make_room:
+            self.leave(self)
 
 
 @dataclass
@@ -99,7 +111,7 @@ class LossyFleet:
             # A second copy of it under way costs one more.
             if all(part.key != poison for part in self._parts):
                 key, dies_at = poison, place
-        self._parts.append(Part(key, dies_at))
+        self._parts.append(Part(key, dies_at, leave=self._leave))
 
     def _place(self, part: Part) -> None:
         quarantine, chance = self.quarantine, self._chance

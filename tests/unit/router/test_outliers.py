@@ -85,3 +85,16 @@ async def test_what_all_share_is_nobodys_fault_and_half_stay() -> None:
             serve(outliers, worker, clock, ttft_s=1.0 * 10**number)
     assert len(outliers.usable(workers)) >= 2
     assert outliers.ejections >= 1
+
+
+async def test_who_only_does_worse_is_used_where_no_peer_is_left() -> None:
+    """The better half may be gone by then; whoever loses every stream stays out."""
+    outliers, workers, clock = await fleet(3)
+    while workers[0] in outliers.usable(workers):
+        serve(outliers, workers[0], clock, ttft_s=3.0)
+        for worker in workers[1:]:
+            serve(outliers, worker, clock)
+    assert outliers.usable(workers[:1]) == workers[:1]
+    for _ in range(3):
+        outliers.failed(workers[0])
+    assert outliers.usable(workers[:1]) == []

@@ -18,9 +18,19 @@ class Stream:
         self.tokens = tokens
         self.has_progressed = has_progressed
         self.on_trial = False
+        self.asked_to_leave = 0
 
     def leave_silent_worker(self) -> None:
         """Nobody is silent here."""
+
+    @property
+    def may_make_room(self) -> bool:
+        """Whether it has begun."""
+        return self.has_progressed
+
+    def make_room(self) -> None:
+        """Counted, or done."""
+        self.asked_to_leave += 1
 
 
 def lose(quarantine: Quarantine, *streams: Stream) -> None:
@@ -107,16 +117,21 @@ async def test_a_worker_with_others_is_reserved_until_it_is_empty() -> None:
     quarantine = Quarantine(QuarantineSettings(), Clock())
     workers = [make_worker("w1"), make_worker("w2")]
     leases = [Lease(worker) for worker in workers]
+    aboard = [Stream(b"here"), Stream(b"there", has_progressed=True)]
+    for stream, worker in zip(aboard, workers, strict=True):
+        quarantine.begins(stream, worker.crowd)
     assert quarantine.may_try(b"a", workers) == []
     quarantine.reserve(b"a", workers)
     quarantine.reserve(b"a", workers)
     quarantine.reserve(b"b", workers)
-    assert [worker.crowd.is_taken for worker in workers] == [True, False]
-    leases[0].release()
-    assert quarantine.may_try(b"a", workers) == workers[:1]
+    # The one whose stream can go on elsewhere; asked again as long as it stays.
+    assert [worker.crowd.is_taken for worker in workers] == [False, True]
+    assert [stream.asked_to_leave for stream in aboard] == [0, 2]
+    leases[1].release()
+    assert quarantine.may_try(b"a", workers) == workers[1:]
     assert quarantine.may_try(b"b", workers) == []
     quarantine.release(b"a", workers)
-    assert quarantine.may_try(b"b", workers) == workers[:1]
+    assert quarantine.may_try(b"b", workers) == workers[1:]
 
 
 def test_what_a_confirmed_prompt_did_explains_nothing_else_away() -> None:
