@@ -128,7 +128,7 @@ async def routers(setting: Setting, worker: str) -> AsyncIterator[dict[str, Side
                 ServiceProcess.start(module, scratch, settings, name=name)
             )
 
-        clients = {}
+        addresses = {}
         waiting = {"flights__paraphrase_wait_s": str(setting.wait_s)}
         for name, extra in (("alone", {}), ("waits", waiting)):
             sidecar = {
@@ -143,10 +143,12 @@ async def routers(setting: Setting, worker: str) -> AsyncIterator[dict[str, Side
                 "insecure": "true",
                 "lookup__lookup_timeout_s": "2",
             }
-            router = await start("router", f"router-{name}", common | extra)
-            client = SidecacheClient(router.address)
-            clients[name] = await stack.enter_async_context(client)
-        yield clients
+            addresses[name] = (await start("router", f"router-{name}", common | extra)).address
+        # Only now: a process with open channels is no good one to fork.
+        yield {
+            name: await stack.enter_async_context(SidecacheClient(address))
+            for name, address in addresses.items()
+        }
 
 
 async def run(setting: Setting) -> dict[str, Any]:
