@@ -116,9 +116,9 @@ async def test_a_worker_that_has_another_model_by_now_is_no_callers_fault(tmp_pa
         raise ModelNotFound("not served here", kind="model", name="scripted")
 
     async with scripted_stack(tmp_path, workers=[{}, {}], with_cache=False) as stack:
-        stack.workers[0].engine.submit = elsewhere  # type: ignore[method-assign]  # restarted
+        stack.workers[0].engine.submit = elsewhere  # type: ignore[method-assign,assignment]
         for number in range(6):
             assert (await stack.client.complete(f"{number}", max_tokens=2)).token_ids
-        stack.workers[1].engine.submit = elsewhere  # type: ignore[method-assign]
+        stack.workers[1].engine.submit = elsewhere  # type: ignore[method-assign,assignment]
         with pytest.raises(EngineFailed):
             await stack.client.complete("hello", max_tokens=2)
