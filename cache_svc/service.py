@@ -95,7 +95,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
                 outcome,
                 response.miss,
                 floor=self._path.floor(query),
-                left_s=left_s,
+                left_s=None if left_s is None else left_s - (time.perf_counter() - started_s),
             )
         self._record(query, outcome, time.perf_counter() - started_s)
         return response

@@ -33,6 +33,7 @@ from sidecache.errors import (
     BrokenInvariant,
     Cancelled,
     EngineFailed,
+    ModelNotFound,
     Overloaded,
     SidecacheError,
     Unavailable,
@@ -261,6 +262,10 @@ class Relay:
     def _blame(self, passage: Passage, error: grpc.aio.AioRpcError) -> SidecacheError:
         """What a worker's failed call means for the request, and for the worker."""
         failure, worker = from_rpc_error(error), passage.worker
+        if isinstance(failure, ModelNotFound):
+            # It was restarted with another model since it was chosen.
+            self._pool.suspect(worker)
+            return EngineFailed(f"worker {worker.name}: {failure}")
         passage.worker_is_lost = isinstance(failure, EngineFailed)
         if type(failure) in _CONNECTION_LOST:
             # Our own cancel never comes here: it is an asyncio.CancelledError.

@@ -4,9 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from inference_svc.engines.scripted import prompt_seed, scripted_token
 from sidecache.client import CacheControl, SidecacheClient
+from sidecache.errors import EngineFailed, ModelNotFound
 from sidecache.v1 import inference_pb2 as pb
 from tests.fixtures.stack import Stack, scripted_stack, scripted_worker
 
@@ -103,3 +107,18 @@ async def test_a_bad_list_leaves_the_fleet_as_it_is(tmp_path: Path) -> None:
             path.unlink()
             await asyncio.sleep(0.1)
             assert (await stack.client.complete("b", max_tokens=2)).worker == "w1"
+
+
+async def test_a_worker_that_has_another_model_by_now_is_no_callers_fault(tmp_path: Path) -> None:
+    """Another one answers; where there is none, the caller may come again."""
+
+    def elsewhere(_request: object) -> Any:
+        raise ModelNotFound("not served here", kind="model", name="scripted")
+
+    async with scripted_stack(tmp_path, workers=[{}, {}], with_cache=False) as stack:
+        stack.workers[0].engine.submit = elsewhere  # type: ignore[method-assign,assignment]
+        for number in range(6):
+            assert (await stack.client.complete(f"{number}", max_tokens=2)).token_ids
+        stack.workers[1].engine.submit = elsewhere  # type: ignore[method-assign,assignment]
+        with pytest.raises(EngineFailed):
+            await stack.client.complete("hello", max_tokens=2)

@@ -161,3 +161,17 @@ def test_one_router_at_a_time_has_the_lease(taken: list[tuple[str, int, int | No
             clock.now_s += number
         believed = {r for r, until_s in believers.items() if until_s > clock.now_s}
         assert ({holder(leases)} - {None}) == believed
+
+
+def test_a_kept_lease_outlasts_those_that_came_after_it() -> None:
+    """Kept, it ends later than it would have; what nobody keeps ends in its own time."""
+    clock = TurnedClock()
+    leases = make(clock)
+    leases.claim("acme", b"kept", A)
+    leases.claim("acme", b"left", A)
+    clock.now_s += LEASE_S * 0.9
+    leases.claim("acme", b"kept", A)
+    clock.now_s += LEASE_S * 0.2
+    assert leases.holder("acme", b"left") is None
+    assert leases.holder("acme", b"kept")
+    assert leases.claim("acme", b"kept", B)

@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 
+from router import held_flights
 from router.held_flights import HeldFlights
 from router.settings import FlightSettings, LookupSettings
 from router.tape import Tape
+from sidecache.key import RequestKey
 from sidecache.v1 import cache_pb2, cache_pb2_grpc
 from sidecache.v1 import inference_pb2 as pb
 from tests.fixtures.bare_cache import bare_cache
@@ -147,3 +150,25 @@ async def test_a_router_that_ends_gives_everything_back() -> None:
         with held.hold(ticket(), tape(complete=False)):
             await held.aclose()
             assert [len(request.ended) for request in sidecar.told] == [1]
+
+
+async def test_a_router_that_shares_nothing_says_so() -> None:
+    """Or others would be sent to it in vain."""
+    sidecar, clock = Sidecar(), TurnedClock()
+    async with bare_cache(sidecar) as address, grpc.aio.insecure_channel(address) as channel:
+        claim = cache_pb2.FlightClaim(router="me", private=True)
+        held = HeldFlights(channel, claim, FlightSettings(), LookupSettings(), clock)
+        await held.take_over(ticket(), "lost:1")
+    assert sidecar.told[0].private
+
+
+async def test_what_is_to_be_given_back_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sidecar that does not answer costs no more memory than that; the rest ends by itself."""
+    monkeypatch.setattr(held_flights, "_BATCH", 2)
+    async with holding() as (sidecar, held, _):
+        for number in range(4):
+            own = replace(ticket(), key=RequestKey(b"s", bytes([number]), ""))
+            with held.hold(own, tape(complete=False)):
+                pass
+        await held.tell_news()
+        assert sum(len(request.ended) for request in sidecar.told) == 2
