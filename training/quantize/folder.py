@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from inference_svc.engines.gguf import read_gguf
+from inference_svc.engines.gguf import GgufFile, read_gguf
 from inference_svc.engines.local_tokenizer import tokenizer_of
 from training.prune.gguf_tensors import read_model, with_weights, write_model
 
@@ -26,6 +26,12 @@ _GRAPH = "openvino_model.xml"
 # Weights of a group share a scale; that of GGUF's own types.
 _GROUP = 32
 _FEW_BLOCKS = 64
+_SPECIAL = (
+    ("bos_token", "bos"),
+    ("eos_token", "eos"),
+    ("pad_token", "padding"),
+    ("unk_token", "unknown"),
+)
 
 
 def from_gguf(model: Path, scratch: Path) -> Path:
@@ -61,7 +67,7 @@ def write_tokenizer(source: Path, folder: Path) -> None:
         "eos_token_id": sorted(tokenizer.end_token_ids),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    _write_openvino_tokenizer(folder)
+    _write_openvino_tokenizer(folder, _special_tokens(header))
 
 
 def _compressed(model: Any, weights: str) -> Any:
@@ -75,16 +81,22 @@ def _compressed(model: Any, weights: str) -> Any:
     )
 
 
-def _write_openvino_tokenizer(folder: Path) -> None:
+def _special_tokens(header: GgufFile) -> dict[str, str]:
+    """By their names; OpenVINO takes no draft model whose ids of these differ."""
+    tokens = header.get("tokenizer.ggml.tokens", list)
+    ids = {name: header.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL}
+    return {name: str(tokens[each]) for name, each in ids.items() if isinstance(each, int)}
+
+
+def _write_openvino_tokenizer(folder: Path, special: dict[str, str]) -> None:
     """For grammars and draft models, where the library wants a tokenizer of its own."""
     from openvino_tokenizers import convert_tokenizer  # noqa: PLC0415 - as above
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
-    named = json.loads((folder / "tokenizer_config.json").read_text())
     known = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
         chat_template=(folder / "chat_template.jinja").read_text(),
-        **{name: value for name, value in named.items() if name.endswith("_token")},
+        **special,
     )
     tokenizer, detokenizer = convert_tokenizer(known, with_detokenizer=True)
     ov.save_model(tokenizer, folder / "openvino_tokenizer.xml")
