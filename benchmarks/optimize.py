@@ -1,9 +1,10 @@
 """Plain, quantized, pruned and speculative settings of one engine, beside each other.
 
 ``python -m benchmarks.optimize --engine openvino --json - --plot FILE.png`` measures, for each
-setting: tokens a second with 1 and 8 greedy streams, time to first token, memory of the
-engine's process, how far its greedy tokens agree with the plain run, and how many tokens a
-step gives. Every setting has the engine to itself, one after another.
+setting: tokens a second with 1 and 8 greedy streams, time to first token, the processor's time
+for a token, memory of the engine's process, how far its greedy tokens agree with the plain run,
+and how many tokens a step gives. Every setting has the engine to itself, one after another.
+The processor's time is what a busy machine leaves comparable.
 """
 
 import argparse
@@ -11,12 +12,14 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from benchmarks.cpu_time import cpu_seconds
+from benchmarks.optimize_plot import draw
 from inference_svc.engine import Chat, ChatMessage, GenerationRequest
 from inference_svc.engines.openvino import OpenVinoEngine
 from inference_svc.openvino_settings import OpenVinoSettings
@@ -60,12 +63,35 @@ class Run:
     steps: int
 
 
+class Pace(NamedTuple):
+    """Tokens a second, and the engine's processor time a token in ms."""
+
+    tok_s: float
+    cpu_ms: float
+
+
+class Stopwatch:
+    """Wall time, and processor time of a process, from now on."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._begun = time.perf_counter()
+        self._cpu_s = cpu_seconds(pid)
+
+    def pace(self, runs: Sequence[Run]) -> Pace:
+        """Of the streams that ran since."""
+        tokens = sum(len(each.ids) for each in runs)
+        wall_s = time.perf_counter() - self._begun
+        return Pace(tokens / wall_s, (cpu_seconds(self._pid) - self._cpu_s) * 1000 / tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """One setting's figures.
 
     Attributes:
         tok_s_1, tok_s_8: tokens a second with one stream, and of eight together.
+        cpu_ms_1, cpu_ms_8: of all cores together, a token, with one stream and with eight.
         peak_mb: most resident memory of the engine's process so far.
         kv_tokens: what the KV cache holds; None: the engine does not say.
         same_answers: share of answers equal to the plain run's to the end.
@@ -79,6 +105,8 @@ class Result:
     tok_s_1: float
     tok_s_8: float
     ttft_p50_ms: float
+    cpu_ms_1: float
+    cpu_ms_8: float
     peak_mb: float
     kv_tokens: int | None
     same_answers: float
@@ -102,7 +130,7 @@ async def main() -> None:
         text = json.dumps([asdict(each) for each in results], indent=1)
         print(text) if flags.json == "-" else Path(flags.json).write_text(text)
     if flags.plot:
-        _draw(results, flags.plot)
+        draw([asdict(each) for each in results], flags.plot)
 
 
 def agreement(plain: tuple[int, ...], other: tuple[int, ...]) -> float:
@@ -116,16 +144,18 @@ async def _measure(
     name: str, model: Path, settings: OpenVinoSettings, flags: argparse.Namespace, plain: list[Run]
 ) -> tuple[Result, list[Run]]:
     """Answers to all prompts one by one, then eight at once; several rounds, medians."""
-    alone_s, together_s, runs = [], [], []
+    alone: list[Pace] = []
+    together: list[Pace] = []
+    runs: list[Run] = []
     async with _engine(model, settings) as engine:
         prompts = [await engine.tokenize(Chat((ChatMessage("user", each),))) for each in PROMPTS]
         for _ in range(flags.rounds):
-            begun = time.perf_counter()
+            stopwatch = Stopwatch(engine.pid)
             runs = [await _run(engine, each, flags.tokens) for each in prompts]
-            alone_s.append(sum(len(each.ids) for each in runs) / (time.perf_counter() - begun))
-            begun = time.perf_counter()
+            alone.append(stopwatch.pace(runs))
+            stopwatch = Stopwatch(engine.pid)
             every = await asyncio.gather(*(_run(engine, each, flags.tokens) for each in prompts))
-            together_s.append(sum(len(each.ids) for each in every) / (time.perf_counter() - begun))
+            together.append(stopwatch.pace(every))
         blocks, facts = engine.load_figures().kv_blocks, engine.facts
         peak_mb = _peak_mb(engine.pid)
     base = plain or runs
@@ -135,9 +165,11 @@ async def _measure(
     result = Result(
         setting=name,
         model_mb=round(_size(model) / 1e6, 1),
-        tok_s_1=round(statistics.median(alone_s), 1),
-        tok_s_8=round(statistics.median(together_s), 1),
+        tok_s_1=round(statistics.median(each.tok_s for each in alone), 1),
+        tok_s_8=round(statistics.median(each.tok_s for each in together), 1),
         ttft_p50_ms=round(statistics.median(each.ttft_s for each in runs) * 1000, 1),
+        cpu_ms_1=round(statistics.median(each.cpu_ms for each in alone), 2),
+        cpu_ms_8=round(statistics.median(each.cpu_ms for each in together), 2),
         peak_mb=peak_mb,
         kv_tokens=blocks * facts.block_size if blocks else None,
         same_answers=round(sum(each == 1 for each in shares) / len(shares), 3),
@@ -209,36 +241,12 @@ def _row(result: Result) -> str:
     accepted = "" if result.accepted is None else f"{result.accepted:.0%}"
     return (
         f"{result.setting:20} {result.tok_s_1:7.1f} {result.tok_s_8:7.1f} tok/s "
-        f"ttft {result.ttft_p50_ms:7.1f} ms  rss {result.peak_mb:6.0f} MB  "
+        f"ttft {result.ttft_p50_ms:7.1f} ms  "
+        f"cpu {result.cpu_ms_1:5.1f} {result.cpu_ms_8:5.1f} ms  rss {result.peak_mb:6.0f} MB  "
         f"kv {result.kv_tokens or 0:7d}  "
         f"same {result.same_answers:4.0%} {result.same_prefix:4.0%}  "
         f"{result.tokens_per_step:4.2f} tok/step {accepted}"
     )
-
-
-def _draw(results: list[Result], path: Path) -> None:
-    """Speed beside agreement, one bar for each setting."""
-    import matplotlib as mpl  # noqa: PLC0415 - only where a plot is wanted
-
-    mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
-    names = [each.setting for each in results][::-1]
-    panels = (
-        ("tokens/s, 1 stream", [each.tok_s_1 for each in results]),
-        ("tokens/s, 8 streams", [each.tok_s_8 for each in results]),
-        ("peak memory, MB", [each.peak_mb for each in results]),
-        ("tokens as in the plain run", [each.same_prefix for each in results]),
-    )
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(15, 1.2 + 0.42 * len(names)), sharey=True, layout="constrained"
-    )
-    for axis, (title, values) in zip(axes, panels, strict=True):
-        bars = axis.barh(names, values[::-1], color="#3b6ea5")
-        axis.bar_label(bars, fmt="%.3g", padding=3)
-        axis.set_title(title)
-        axis.margins(x=0.2)
-    figure.savefig(path, dpi=120)
 
 
 def _flags() -> argparse.Namespace:

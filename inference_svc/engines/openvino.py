@@ -22,7 +22,7 @@ from inference_svc.engine import (
 )
 from inference_svc.engines.openvino_blocks import OpenVinoBlocks
 from inference_svc.engines.openvino_link import EngineLink
-from inference_svc.engines.openvino_model import OpenVinoModel, read_model
+from inference_svc.engines.openvino_model import OpenVinoModel, not_loaded, read_model
 from inference_svc.engines.openvino_stream import OpenVinoStream
 from inference_svc.grammar import check_grammar
 from inference_svc.kv_events import KvListener, ignore
@@ -30,7 +30,7 @@ from inference_svc.openvino_settings import OpenVinoSettings
 from inference_svc.prefix_gate import PrefixGate
 from inference_svc.slots import Slots
 from inference_svc.tokenizing import encode
-from sidecache.errors import EngineFailed, InvalidRequest, NotFound, SetupError
+from sidecache.errors import EngineFailed, InvalidRequest, NotFound
 
 # Tokens in one KV block of OpenVINO's paged attention on a CPU.
 BLOCK_SIZE = 32
@@ -85,11 +85,7 @@ class OpenVinoEngine:
         try:
             self._link = await EngineLink.open(self._config(), self._settings.load_timeout_s)
         except EngineFailed as error:
-            raise SetupError(
-                f"model file {self._model_path} could not be loaded ({error.text}); check that it "
-                "is a model OpenVINO GenAI can run and that memory suffices, or fetch it again "
-                "with `sidecache pull`"
-            ) from error
+            raise not_loaded(self._model_path, error.text) from error
         if self._settings.device == "CPU" and self._settings.speculative is None:
             self._blocks = self._model_blocks()
         self._facts = self._describe()

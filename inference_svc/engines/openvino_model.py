@@ -1,6 +1,7 @@
 """A model that OpenVINO GenAI can run: a GGUF file, or a folder with an OpenVINO model."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sidecache.errors import SetupError
 _FILES = ("openvino_model.xml", "openvino_model.bin")
 _TOKENIZER = "openvino_tokenizer.xml"
 _DEFAULT_CONTEXT = 2048
+_UNKNOWN = re.compile(r"Unsupported model architecture ('[^']*')")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,21 @@ def read_model(path: Path) -> OpenVinoModel:
         SetupError: a file is missing, damaged or truncated; names it.
     """
     return _read_folder(path) if path.is_dir() else _of_gguf(read_gguf(path))
+
+
+def not_loaded(path: Path, cause: str) -> SetupError:
+    """What to tell of a checked model that the library refused all the same."""
+    if found := _UNKNOWN.search(cause):
+        return SetupError(
+            f"{path} is of architecture {found[1]}, which OpenVINO GenAI does not read from a "
+            "GGUF file (llama, qwen2 and a few others it does); convert the model to an OpenVINO "
+            "folder (optimum-intel) and give that as model_path"
+        )
+    return SetupError(
+        f"model file {path} could not be loaded ({cause}); check that it "
+        "is a model OpenVINO GenAI can run and that memory suffices, or fetch it again "
+        "with `sidecache pull`"
+    )
 
 
 def _of_gguf(model: GgufFile) -> OpenVinoModel:

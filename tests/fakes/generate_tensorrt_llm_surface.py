@@ -1,12 +1,15 @@
 """Writes down what of TensorRT-LLM's API the fake may have: names, arguments, types.
 
     python -m tests.fakes.generate_tensorrt_llm_surface SOURCES > surface.json
+    python -m tests.fakes.generate_tensorrt_llm_surface SOURCES --against surface.json
 
 It belongs into tests/fakes/tensorrt_llm.
-SOURCES is a checkout of github.com/NVIDIA/TensorRT-LLM. The sources are parsed, never
+SOURCES is a checkout of github.com/NVIDIA/TensorRT-LLM, or a git directory without one (a
+bare or mirrored clone), of which ``--revision`` is read. The sources are parsed, never
 run, and only signatures are taken: names, annotations and defaults. Private names are
 left out. The files must be those in FILES; what is missing in one is an error, so that a
-newer version cannot quietly lose what the engine uses.
+newer version cannot quietly lose what the engine uses. ``--against`` prints what another
+surface has otherwise, and ends with 1 if there is anything.
 """
 
 import argparse
@@ -65,25 +68,90 @@ CPP_TYPES = {
 }
 
 Json = dict[str, Any]
+_LONGEST = 200
 
 
-def surface(sources: Path, note: str) -> Json:
+class Sources:
+    """One revision of the sources.
+
+    Args:
+        place: a checkout, or a git directory without one.
+        revision: of the git directory; a checkout is read as it lies.
+    """
+
+    def __init__(self, place: Path, revision: str = "HEAD") -> None:
+        self._place = place
+        self._revision = revision
+        self._bare = (place / "objects").is_dir() and (place / "HEAD").is_file()
+
+    def text(self, name: str) -> str:
+        """A file.
+
+        Raises:
+            SystemExit: there is none of this name.
+        """
+        if not self._bare:
+            try:
+                return (self._place / name).read_text()
+            except FileNotFoundError:
+                raise SystemExit(f"{self._place} has no {name}") from None
+        asked = self._git("show", f"{self._revision}:{name}")
+        if asked.returncode:
+            raise SystemExit(f"{self._place} has no {name} at {self._revision}")
+        return asked.stdout
+
+    def commit(self) -> str:
+        """Its hash; says so where the sources are no git checkout."""
+        asked = self._git("rev-parse", self._revision if self._bare else "HEAD")
+        return asked.stdout.strip() if asked.returncode == 0 else "not a git checkout"
+
+    def _git(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        where = f"--git-dir={self._place}" if self._bare else f"-C{self._place}"
+        return subprocess.run(
+            ["git", where, *words],  # noqa: S607 - whichever git there is
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+def surface(sources: Sources, note: str) -> Json:
     """Everything, ready to be written; ``note`` says where the sources came from."""
     classes: Json = {}
     for name, wanted in FILES.items():
-        tree = ast.parse((sources / name).read_text())
+        tree = ast.parse(sources.text(name))
         found = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        if missing := set(wanted) - found.keys():
+            raise SystemExit(f"{name} has no class {', '.join(sorted(missing))}")
         for cls in wanted:
             classes[cls] = {"file": name, **_class(found[cls])}
-    classes |= _bindings((sources / BINDINGS).read_text())
+    classes |= _bindings(sources.text(BINDINGS))
     return {
         "project": "github.com/NVIDIA/TensorRT-LLM",
         "version": _version(sources),
-        "commit": _commit(sources),
+        "commit": sources.commit(),
         "note": note,
         "exports": _exports(sources),
         "classes": classes,
     }
+
+
+def differences(here: Json, there: Json, where: str = "") -> list[str]:
+    """Every name, type and default that two surfaces do not share, with its path."""
+    found = []
+    for key in sorted({*here, *there}):
+        place = f"{where}.{key}" if where else key
+        one, other = here.get(key, "nothing"), there.get(key, "nothing")
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += differences(one, other, place)
+        elif one != other:
+            found.append(f"{place}: {_short(one)}, there {_short(other)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _class(node: ast.ClassDef) -> Json:
@@ -219,33 +287,36 @@ def _bindings(text: str) -> Json:
     return classes
 
 
-def _exports(sources: Path) -> list[str]:
-    tree = ast.parse((sources / EXPORTS).read_text())
+def _exports(sources: Sources) -> list[str]:
+    tree = ast.parse(sources.text(EXPORTS))
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return sorted(ast.literal_eval(node.value))
     raise SystemExit(f"{EXPORTS} has no __all__")
 
 
-def _version(sources: Path) -> str:
-    found = re.search(r'__version__ = "([^"]+)"', (sources / VERSION).read_text())
+def _version(sources: Sources) -> str:
+    found = re.search(r'__version__ = "([^"]+)"', sources.text(VERSION))
     return found.group(1) if found else "unknown"
 
 
-def _commit(sources: Path) -> str:
-    asked = subprocess.run(
-        ["git", "-C", str(sources), "rev-parse", "HEAD"],  # noqa: S607 - whichever git there is
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return asked.stdout.strip() or "not a git checkout"
+def main() -> None:
+    """Read the flags, print the surface or what differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sources", type=Path)
+    parser.add_argument("--revision", default="HEAD", help="of a git directory")
+    parser.add_argument("--note", default="", help="where the sources came from")
+    parser.add_argument("--against", type=Path, help="another surface.json to compare with")
+    chosen = parser.parse_args()
+    made = surface(Sources(chosen.sources, chosen.revision), chosen.note)
+    if chosen.against is None:
+        json.dump(made, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+        return
+    found = differences(made["classes"], json.loads(chosen.against.read_text())["classes"])
+    sys.stdout.writelines(f"{each}\n" for each in found)
+    sys.exit(1 if found else 0)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sources", type=Path)
-    parser.add_argument("--note", default="", help="where the sources came from")
-    chosen = parser.parse_args()
-    json.dump(surface(chosen.sources, chosen.note), sys.stdout, indent=1)
-    sys.stdout.write("\n")
+    main()

@@ -78,7 +78,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="a GGUF file, llama")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--drop-layers", type=int, default=0)
-    parser.add_argument("--weights", choices=sorted(set(TYPES) - {"q4_1"}), help="of matrices")
+    parser.add_argument("--weights", choices=sorted(TYPES), help="of matrices")
     parser.add_argument("--calibration", type=Path, default=_CALIBRATION, help="a text file")
     return parser.parse_args()
 

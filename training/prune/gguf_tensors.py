@@ -162,6 +162,29 @@ def with_weights(model: Model, kind: str) -> Model:
     )
 
 
+def as_openvino_reads(model: Model) -> Model:
+    """The model as OpenVINO GenAI (seen in 2026.4.1) computes with it.
+
+    A group of Q4_1 has a least value of its own; OpenVINO keeps a whole number of steps of it,
+    0 to 15, as zero point, so up to half a step is added to all 32 values.
+    """
+    return replace(
+        model,
+        tensors=tuple(
+            replace(each, data=_with_whole_zeros(each.data)) if each.kind == "q4_1" else each
+            for each in model.tensors
+        ),
+    )
+
+
+def _with_whole_zeros(data: bytes) -> bytes:
+    blocks = _blocks(data, "q4_1").copy()
+    scale, least = _half(blocks[:, :2]), _half(blocks[:, 2:4])
+    zero = np.rint(-least / _safe(scale)).clip(0, 15)
+    blocks[:, 2:4] = (-zero * scale).astype("<f2").view(np.uint8)
+    return blocks.tobytes()
+
+
 def _size(shape: tuple[int, ...], kind: str) -> int:
     count = int(np.prod(shape))
     if kind in _BLOCK_BYTES:
@@ -243,13 +266,22 @@ def _write_q4_0(values: Array) -> bytes:
     return _joined(scale, steps[:, :16] | steps[:, 16:] << 4)
 
 
+def _write_q4_1(values: Array) -> bytes:
+    groups = values.reshape(-1, _GROUP)
+    least = groups.min(axis=1, keepdims=True).astype("<f2")
+    scale = ((groups.max(axis=1, keepdims=True) - least.astype(np.float32)) / 15).astype("<f2")
+    steps = np.rint((groups - least.astype(np.float32)) / _safe(scale)).clip(0, 15)
+    halves = steps.astype(np.uint8)
+    return _joined(np.concatenate([scale, least], axis=1), halves[:, :16] | halves[:, 16:] << 4)
+
+
 def _safe(scale: NDArray[Any]) -> Array:
     wide = scale.astype(np.float32)
     return np.where(wide == 0, np.float32(1), wide)
 
 
 def _joined(scale: NDArray[Any], steps: NDArray[np.uint8]) -> bytes:
-    head = np.ascontiguousarray(scale).view(np.uint8).reshape(len(scale), 2)
+    head = np.ascontiguousarray(scale).view(np.uint8).reshape(len(scale), -1)
     return np.concatenate([head, steps], axis=1).tobytes()
 
 
@@ -264,5 +296,6 @@ _WRITERS = {
     "f32": lambda values: values.astype("<f4").tobytes(),
     "f16": lambda values: values.astype("<f2").tobytes(),
     "q4_0": _write_q4_0,
+    "q4_1": _write_q4_1,
     "q8_0": _write_q8_0,
 }

@@ -1,13 +1,22 @@
 """The strict fake refuses what the real API would refuse."""
 
 import ast
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fakes.generate_tensorrt_llm_surface import (
+    BINDINGS,
+    EXPORTS,
+    FILES,
+    VERSION,
+    Sources,
+    differences,
+    surface,
+)
 from tests.fakes.generate_tensorrt_llm_surface import _class as described
-from tests.fakes.generate_tensorrt_llm_surface import surface
 from tests.fakes.tensorrt_llm.modules import FakeTensorRtLlm
 from tests.fakes.tensorrt_llm.surface import read_surface
 
@@ -105,7 +114,61 @@ class ThingConfig(StrictBaseModel):
     }
 
 
-def test_the_generator_wants_every_file(tmp_path: Path) -> None:
-    """A newer version that moved a file is noticed, not half read."""
-    with pytest.raises(FileNotFoundError):
-        surface(tmp_path, "")
+BOUND = """
+    nb::class_<X>(m, "TokenRangeRetentionConfig")
+        .def(nb::init<A>(), nb::arg("token_start"), nb::arg("token_end") = nb::none());
+    nb::class_<Y>(m, "kvCacheRetentionConfig")
+        .def(nb::init<B>(), nb::arg("token_range_retention_configs"), nb::arg("directory") = "");
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The least that has every file and class the generator wants."""
+    files = {
+        name: "".join(f"class {each}:\n    pass\n" for each in wanted)
+        for name, wanted in FILES.items()
+    }
+    files |= {BINDINGS: BOUND, EXPORTS: '__all__ = ["LLM"]', VERSION: '__version__ = "9.9"'}
+    for name, text in files.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text(text)
+    return tmp_path / "tree"
+
+
+def test_a_git_directory_without_a_checkout_is_read_too(tree: Path) -> None:
+    """A bare clone at its commit gives what the checkout gives, and the commit is written."""
+    before = surface(Sources(tree), "")
+    assert (before["version"], before["commit"]) == ("9.9", "not a git checkout")
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "one"]):
+        subprocess.run(["git", "-C", tree, *words], check=True)  # noqa: S607
+    (tree / VERSION).write_text('__version__ = "10"')
+    read = surface(Sources(tree / ".git"), "")
+    assert read == before | {"commit": read["commit"]}
+    assert len(read["commit"]) == 40
+    assert surface(Sources(tree), "")["version"] == "10"
+    with pytest.raises(SystemExit, match=r"no .* at elsewhere"):
+        Sources(tree / ".git", "elsewhere").text(VERSION)
+
+
+def test_the_generator_wants_every_file_and_class(tree: Path) -> None:
+    """A newer version that moved something is noticed, not half read."""
+    (tree / "tensorrt_llm/lora_helper.py").write_text("class Other: ...")
+    with pytest.raises(SystemExit, match=r"lora_helper\.py has no class LoraConfig"):
+        surface(Sources(tree), "")
+    (tree / "tensorrt_llm/lora_helper.py").unlink()
+    with pytest.raises(SystemExit, match=r"no tensorrt_llm/lora_helper\.py"):
+        surface(Sources(tree), "")
+
+
+def test_versions_can_be_compared() -> None:
+    """What was renamed, added or given another default is named by its path."""
+    one = {"A": {"fields": {"size": {"default": "3"}, "old": {}}}}
+    other = {"A": {"fields": {"size": {"default": "4"}, "new": {}}}}
+    assert differences(one, other) == [
+        'A.fields.new: "nothing", there {}',
+        'A.fields.old: {}, there "nothing"',
+        'A.fields.size.default: "3", there "4"',
+    ]
+    assert differences(one, one) == []

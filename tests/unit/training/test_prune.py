@@ -11,6 +11,7 @@ from sidecache.errors import SetupError
 from training.prune.gguf_tensors import (
     Model,
     Tensor,
+    as_openvino_reads,
     read_model,
     with_weights,
     without_layers,
@@ -68,7 +69,9 @@ def test_layers_that_stay_are_untouched() -> None:
     assert after["token_embd.weight"] == before["token_embd.weight"]
 
 
-@pytest.mark.parametrize(("kind", "worst"), [("f16", 1e-3), ("q8_0", 5e-3), ("q4_0", 8e-2)])
+@pytest.mark.parametrize(
+    ("kind", "worst"), [("f16", 1e-3), ("q8_0", 5e-3), ("q4_0", 8e-2), ("q4_1", 4e-2)]
+)
 def test_rounding_stays_within_its_steps(kind: str, worst: float, tmp_path: Path) -> None:
     """Matrices are rounded by at most their type's step, vectors not at all."""
     whole = tiny()
@@ -82,6 +85,24 @@ def test_rounding_stays_within_its_steps(kind: str, worst: float, tmp_path: Path
         else:
             assert after.kind == kind
             assert 0 < error < worst
+
+
+def test_openvino_rounds_the_zero_of_q4_1() -> None:
+    """Zero points are whole, values move by at most half a step, and other types not at all."""
+    whole = with_weights(tiny(), "q4_1")
+    read = as_openvino_reads(whole)
+    for before, after in zip(whole.tensors, read.tensors, strict=True):
+        if before.kind != "q4_1":
+            assert after == before
+            continue
+        blocks = np.frombuffer(after.data, np.uint8).reshape(-1, 20)
+        scale, least = (np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2") for at in (0, 2))
+        zeros = -least.astype(np.float32) / scale.astype(np.float32)
+        assert np.allclose(zeros, np.rint(zeros), atol=0.02)
+        moved = np.abs(before.numbers() - after.numbers()).reshape(-1, 32).max(axis=1)
+        assert moved.max() > 0
+        assert (moved <= 0.52 * scale[:, 0].astype(np.float32)).all()
+    assert as_openvino_reads(with_weights(tiny(), "q8_0")) == with_weights(tiny(), "q8_0")
 
 
 def test_a_token_sees_only_what_is_before_it() -> None:

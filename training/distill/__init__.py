@@ -1,0 +1,1 @@
+"""Distillation: a pruned model trained on what the whole one says."""
