@@ -2,25 +2,17 @@
 
 import asyncio
 import logging
-import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
-from typing import Any, NamedTuple
 
 import grpc
 
-from observability import names
 from observability.channel import open_channel
-from observability.interceptors.client import ClientEdge
-from observability.link import link_path
 from observability.listening import is_local
 from observability.metrics.router import (
     AdmissionMetrics,
-    DroppedStoreMetrics,
     HedgeMetrics,
-    ParaphraseMetrics,
     RoutingMetrics,
     SpeculationMetrics,
     SplitMetrics,
@@ -33,9 +25,9 @@ from router.admission.gate import Admission
 from router.admission.scaler import Scaler
 from router.auditor import Auditor
 from router.auth import Insecure
-from router.cache_client import CacheClient, NoCache
-from router.cache_desk import CacheDesk
-from router.cache_link import CacheLink
+from router.background import in_background
+from router.cache_client import CacheClient
+from router.cache_side import cache_side
 from router.dispatch import Dispatcher
 from router.door import Door
 from router.flights import Flights
@@ -43,25 +35,22 @@ from router.head_start import HeadStart
 from router.hedging import Hedging
 from router.held_flights import HeldFlights
 from router.mesh import Mesh, read_key
-from router.model import ServedModel
 from router.outliers import Outliers
-from router.paraphrases import Paraphrases
 from router.pool import WorkerPool
 from router.reconfigure import Reconfigurer
 from router.recovery import Recovery
 from router.relay import Relay
 from router.routing.configured import make_configured
 from router.service import InferenceServicer
-from router.settings import FlightSettings, RouterSettings
+from router.settings import RouterSettings
 from router.speculation import Speculation
 from router.splits.shadow import Shadows
 from router.splits.splits import Splits
 from router.tenant_salt import TenantSalt
 from router.warmer import Warmer
 from router.watched_keys import WatchedKeys
-from router.worker_announcer import WorkerAnnouncer
 from sidecache.errors import SetupError, StreamInterrupted
-from sidecache.v1 import admin_pb2_grpc, cache_pb2, inference_pb2_grpc
+from sidecache.v1 import admin_pb2_grpc, inference_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +96,14 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         AdmissionMetrics(telemetry.meter, admission.waiting, admission.tokens, scaler.desired)
     )
     async with AsyncExitStack() as stack:
-        side = await stack.enter_async_context(_cache(settings, telemetry, pool))
+        side = await stack.enter_async_context(cache_side(settings, telemetry, pool))
         cache, desk, held = side.client, side.desk, side.held
         for part in (pool, cache, keys, held):
             if part is not None:
                 name = type(part).__name__
-                await stack.enter_async_context(_in_background(part.run(), name))
+                await stack.enter_async_context(in_background(part.run(), name))
         for work in (admission.run(pool.wait_for_change), scaler.run()):
-            await stack.enter_async_context(_in_background(work, "Admission"))
+            await stack.enter_async_context(in_background(work, "Admission"))
         mesh = _mesh(settings, telemetry, held)
         if mesh is not None:
             stack.push_async_callback(mesh.aclose)
@@ -169,8 +158,8 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
                 cut_off=StreamInterrupted,
             ) as server,
             # Cancelled before the drain begins: an audit never keeps a router from ending.
-            _in_background(auditor.run(), "Auditor"),
-            _in_background(shadows.run(), "Shadows"),
+            in_background(auditor.run(), "Auditor"),
+            in_background(shadows.run(), "Shadows"),
         ):
             server.reconfigure = Reconfigurer(
                 settings,
@@ -227,23 +216,6 @@ def _speculation(settings: RouterSettings, telemetry: Telemetry) -> Speculation 
     return Speculation(head_start, SpeculationMetrics(telemetry.meter))
 
 
-@asynccontextmanager
-async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Run until the block is left; a task that ends by an error says so at once."""
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_report)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("%s ended by a bug", task.get_name(), exc_info=error)
-
-
 def _credentials(settings: RouterSettings) -> WatchedKeys | None:
     if settings.keys_file is not None:
         return WatchedKeys(settings.keys_file, settings.keys_interval_s)
@@ -254,78 +226,3 @@ def _credentials(settings: RouterSettings) -> WatchedKeys | None:
         )
     log.warning("serving without credentials: every caller is the tenant 'default'")
     return None
-
-
-class _CacheSide(NamedTuple):
-    """What asks the sidecar; ``paraphrases`` None: nobody waits for one."""
-
-    client: CacheClient | NoCache
-    desk: CacheDesk
-    held: HeldFlights
-    paraphrases: Paraphrases | None
-
-
-@asynccontextmanager
-async def _cache(
-    settings: RouterSettings, telemetry: Telemetry, pool: WorkerPool
-) -> AsyncIterator[_CacheSide]:
-    lookup, flights, clock = settings.lookup, settings.flights, time.monotonic
-    if settings.cache is None:
-        held = HeldFlights(None, None, flights, lookup, clock)
-        yield _CacheSide(NoCache(), CacheDesk(None, lookup), held, None)
-        return
-    async with AsyncExitStack() as stack:
-        channel = await stack.enter_async_context(
-            open_channel(settings.cache, telemetry, settings.channels)
-        )
-        wants_hint: Callable[[ServedModel], bool] = _never
-        if lookup.prefix_hints:
-            announcer = WorkerAnnouncer(channel, pool.addresses, lookup, clock)
-            await stack.enter_async_context(_in_background(announcer.run(), "WorkerAnnouncer"))
-            wants_hint = partial(_wants_hint, announcer, pool)
-        link = _link(settings, telemetry)
-        if link is not None:
-            await stack.enter_async_context(_in_background(link.run(), "CacheLink"))
-        claim = _claim(flights)
-        client = CacheClient(channel, lookup, clock, wants_hint, claim, link)
-        desk = CacheDesk(channel, lookup, lambda: client.stores_dropped)
-        held = HeldFlights(channel, claim, flights, lookup, clock)
-        DroppedStoreMetrics(telemetry.meter, lambda: client.stores_dropped)
-        paraphrases = None
-        if flights.paraphrase_wait_s is not None:
-            metrics = ParaphraseMetrics(telemetry.meter)
-            paraphrases = Paraphrases(channel, client, flights.paraphrase_wait_s, metrics)
-        yield _CacheSide(client, desk, held, paraphrases)
-
-
-def _claim(flights: FlightSettings) -> cache_pb2.FlightClaim | None:
-    """What the sidecar hears with each lookup; None: this router's generations are its own."""
-    is_shared = bool(flights.advertise) and flights.mesh_key_file is not None
-    is_awaited = flights.paraphrase_wait_s is not None
-    if not is_shared and not is_awaited:
-        return None
-    return cache_pb2.FlightClaim(
-        router=flights.advertise if is_shared else f"private-{secrets.token_hex(8)}",
-        private=not is_shared,
-        awaits_paraphrase=is_awaited,
-        is_awaitable=is_awaited,
-    )
-
-
-def _link(settings: RouterSettings, telemetry: Telemetry) -> CacheLink | None:
-    """To a sidecar on this host; one that is to prove who it is gets calls only."""
-    target = settings.cache or ""
-    path = link_path(target)
-    if path is None or settings.channels.tls is not None:
-        return None
-    edge = ClientEdge(telemetry, target, names.LINK)
-    return CacheLink(path, edge, settings.channels.max_message_bytes)
-
-
-def _wants_hint(announcer: WorkerAnnouncer, pool: WorkerPool, model: ServedModel) -> bool:
-    """Whether the sidecar can have a hint, and there is a choice that it could help."""
-    return announcer.heard and pool.has_choice(model)
-
-
-def _never(_model: ServedModel) -> bool:
-    return False
