@@ -120,7 +120,7 @@ async def test_what_nobody_took_comes_together() -> None:
     subject.sequence.give(10, cached=2)
     first = await subject.stream.take(64, 1)
     for each in (11, 12, 13):
-        subject.sequence.give(each)
+        subject.sequence.give(each, cached=2)
     rest = await subject.stream.take(64, 1)
     assert first is not None
     assert rest is not None
