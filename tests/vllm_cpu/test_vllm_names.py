@@ -7,7 +7,10 @@ from typing import get_args
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.output_processor import RequestOutputCollector
+from vllm.v1.metrics.loggers import AggregateStatLoggerBase, PrometheusStatLogger
 
 from inference_svc.engine import GenerationRequest, Guided, Sampling
 from inference_svc.engines import vllm_api
@@ -35,6 +38,25 @@ def test_generate_takes_what_it_is_given() -> None:
     """AsyncLLM.generate still has these parameters."""
     known = inspect.signature(AsyncLLM.generate).parameters
     assert {"prompt", "sampling_params", "request_id", "lora_request", "priority"} <= known.keys()
+
+
+def test_a_collector_is_what_we_listen_to() -> None:
+    """A sequence can be added, its collector merges, and it is aborted by its internal name."""
+    known = inspect.signature(AsyncLLM.add_request).parameters
+    assert {"request_id", "prompt", "params", "lora_request", "priority"} <= known.keys()
+    assert "internal" in inspect.signature(AsyncLLM.abort).parameters
+    collector = RequestOutputCollector(RequestOutputKind.DELTA, "internal-1")
+    assert (collector.request_id, collector.output, collector.get_nowait()) == (
+        "internal-1", None, None,
+    )  # fmt: skip
+    collector.put = list  # an instance takes a method of its own
+
+
+def test_our_observer_stands_in_for_prometheus() -> None:
+    """vLLM adds a Prometheus logger of its own to any list that holds none."""
+    observer = vllm_api._observer(lambda _: None)
+    assert issubclass(observer, AggregateStatLoggerBase)
+    assert isinstance(observer(None, [0]), PrometheusStatLogger)
 
 
 def test_a_request_becomes_sampling_parameters() -> None:

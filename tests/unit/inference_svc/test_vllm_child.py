@@ -38,7 +38,9 @@ def test_a_killed_workers_processes_end(tmp_path: Path, whose: str, ends: bool) 
     with subprocess.Popen(
         [sys.executable, str(program), whose],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(["", *sys.path])},
+        # What another test of this process has prepared is not this worker's.
+        env={k: v for k, v in os.environ.items() if k != vllm_child._WORKER_PID}
+        | {"PYTHONPATH": os.pathsep.join(["", *sys.path])},
     ) as worker:
         assert worker.stdout is not None
         engine = psutil.Process(int(worker.stdout.readline()))
@@ -53,5 +55,6 @@ def test_a_killed_workers_processes_end(tmp_path: Path, whose: str, ends: bool) 
 def test_an_operators_choice_of_plugins_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where VLLM_PLUGINS leaves ours out, that is said and not changed."""
     monkeypatch.setenv("VLLM_PLUGINS", "somebody,else")
+    monkeypatch.setenv(vllm_child._WORKER_PID, "0")  # so that it is put back
     assert not vllm_child.prepare()
     assert os.environ["VLLM_PLUGINS"] == "somebody,else"
