@@ -144,16 +144,16 @@ async def test_another_tenant_never_hits_softly(stack: Stack) -> None:
     assert await if_cached(stack.client, PARAPHRASE) is not None
 
 
-async def test_a_semantic_hit_is_replayed_as_it_was_streamed(stack: Stack) -> None:
-    """A paraphrase gets the stored stream in its pieces, with offsets and usage, not one blob."""
-    first = await stack.client.complete(QUESTION, max_tokens=100)
-    await until_cached(stack.client, QUESTION, max_tokens=100)
-    async with stack.client.generate(PARAPHRASE, max_tokens=100) as stream:
+async def test_a_semantic_hit_is_replayed_as_a_stream(stack: Stack) -> None:
+    """A paraphrase gets the stored answer in pieces, with offsets and usage, not one blob."""
+    first = await stack.client.complete(QUESTION, max_tokens=600)
+    await until_cached(stack.client, QUESTION, max_tokens=600)
+    async with stack.client.generate(PARAPHRASE, max_tokens=600) as stream:
         events = [event async for event in stream]
     assert Source(events[0].started.source) is Source.SEMANTIC
     deltas = [event.delta for event in events if event.HasField("delta")]
     assert len(deltas) > 1
     assert [token for delta in deltas for token in delta.token_ids] == first.token_ids
     ends = [delta.offset + len(delta.token_ids) for delta in deltas]
-    assert [0, *ends] == [delta.offset for delta in deltas] + [100]
-    assert events[-1].finished.usage.completion_tokens == 100
+    assert [0, *ends] == [delta.offset for delta in deltas] + [600]
+    assert events[-1].finished.usage.completion_tokens == 600

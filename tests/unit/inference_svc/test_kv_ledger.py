@@ -23,10 +23,13 @@ class Follower:
     known: set[int] = field(default_factory=set)
     last: int = 0
     in_snapshot: bool = False
+    # Whether what is known is all there was at ``last``; else only a snapshot helps.
+    is_whole: bool = False
 
     def follow(self, start_sequence: int) -> None:
         self.leave()
         self.in_snapshot = False
+        self.is_whole = self.is_whole and start_sequence > 0
         self.cursor = self.ledger.follow(start_sequence)
 
     def leave(self) -> None:
@@ -58,6 +61,7 @@ class Follower:
             self.known.clear()
         self.known |= set(part.hashes)
         self.last, self.in_snapshot = part.sequence, part.more
+        self.is_whole = not part.more
 
     def _apply(self, event: KvEvent) -> None:
         if isinstance(event, BlocksStored):
@@ -110,7 +114,7 @@ async def _interleave(operations: list[tuple[str, object]]) -> None:
                 follower = followers[value]
                 if kind == "read":
                     follower.read()
-                elif follower.in_snapshot or kind == "anew":
+                elif kind == "anew" or not follower.is_whole:
                     follower.follow(0)
                 else:
                     follower.follow(follower.last + 1)
