@@ -245,7 +245,7 @@ async def test_a_wrong_architecture_is_refused(tiny_llama: Path, tmp_path: Path)
 
 
 async def test_no_exact_continuation_is_claimed_on_a_cpu(vllm_subject: VllmSubject) -> None:
-    """A router would move streams on the strength of it; only batch-invariant kernels earn it."""
+    """A router would move streams on the strength of it; it is nobody's but an operator's word."""
     assert not vllm_subject.engine.facts.capabilities.exact_continuation
 
 

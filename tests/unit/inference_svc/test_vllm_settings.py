@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from inference_svc.settings import WorkerSettings
 from inference_svc.vllm_settings import VllmSettings
 
+EXACT = {"batch_invariant": True, "exact_continuation": True}
 CLASHES: list[tuple[dict[str, Any], str]] = [
     ({"prefix_caching": False}, "kv_events needs prefix_caching"),
     ({"quantization": "awq", "dtype": "float32"}, "awq does not go with dtype float32"),
@@ -17,6 +18,9 @@ CLASHES: list[tuple[dict[str, Any], str]] = [
     ({"load_format": "dummy", "adapters": {"a": Path("a")}}, "dummy does not go with adapters"),
     ({"speculative": {"method": "ngram"}, "pipeline_parallel": 2}, "pipeline_parallel above 1"),
     ({"speculative": {"method": "ngram"}, "batch_invariant": True}, "batch_invariant"),
+    ({"exact_continuation": True}, "exact_continuation needs batch_invariant"),
+    (EXACT | {"kv_cache_dtype": "fp8"}, "not go with kv_cache_dtype fp8"),
+    (EXACT | {"quantization": "fp8"}, "not go with quantization fp8"),
     ({"speculative": {"method": "eagle3"}}, "eagle3 needs speculative.model"),
     ({"speculative": {"method": "ngram", "model": "m"}}, "takes no speculative.model"),
     ({"distributed_executor": "ray"}, "ray needs tensor_parallel or pipeline_parallel"),
@@ -37,21 +41,10 @@ def test_the_defaults_stand_together() -> None:
     assert VllmSettings().kv_events
 
 
-@pytest.mark.parametrize(
-    ("values", "exact"),
-    [
-        ({}, False),
-        ({"batch_invariant": True}, True),
-        ({"batch_invariant": True, "tensor_parallel": 2}, True),
-        ({"batch_invariant": True, "kv_cache_dtype": "fp8"}, False),
-        ({"batch_invariant": True, "quantization": "fp8"}, False),
-    ],
-)
-def test_exact_is_claimed_only_of_batch_invariant_kernels(
-    values: dict[str, Any], exact: bool
-) -> None:
-    """Whoever moves streams in the middle of an answer relies on it."""
-    assert VllmSettings(**values).exact is exact
+def test_exactness_is_the_operators_word() -> None:
+    """Whoever moves streams in the middle of an answer relies on it: nothing else implies it."""
+    assert not VllmSettings(batch_invariant=True).exact_continuation
+    assert VllmSettings(batch_invariant=True, exact_continuation=True).exact_continuation
 
 
 def test_they_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
