@@ -153,7 +153,7 @@ def _clashes(settings: VllmSettings) -> list[str]:
         ),
         (
             settings.exact_continuation and not settings.batch_invariant,
-            "exact_continuation needs batch_invariant: else a token depends on who shares the batch",
+            "exact_continuation needs batch_invariant: or a token depends on its batch",
         ),
         (
             settings.exact_continuation and settings.kv_cache_dtype != "auto",

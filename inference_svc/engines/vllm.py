@@ -416,7 +416,9 @@ class VllmEngine:
                 max_top_logprobs=self._settings.max_top_logprobs,
                 kv_events=self._settings.kv_events,
                 cache_salt=self._settings.prefix_caching,
-                exact_continuation=self._settings.exact_continuation and not self._checkpoint.quantized,
+                exact_continuation=(
+                    self._settings.exact_continuation and not self._checkpoint.quantized
+                ),
             ),
             adapters=tuple(self._adapters),
         )
