@@ -1,7 +1,7 @@
 """The link: what routers ask their sidecar all day long, over a Unix socket without gRPC.
 
 A call of grpc.aio costs each side about 150 µs and wakes three threads on its way; the same
-messages in frames on a socket of the event loop cost a tenth (decision 0028). This is what
+messages in frames on a socket of the event loop cost a tenth (decision 0026). This is what
 both ends share: the frames, where the socket lies, and the record of a question answered.
 """
 
