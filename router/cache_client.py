@@ -257,7 +257,8 @@ class CacheClient:
             await link.store(request, timeout_s)
             return
         try:
-            await self._stub.Store(request, timeout=timeout_s)
+            # Nobody waits for it; a sidecar that starts a moment later must not miss it.
+            await self._stub.Store(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
