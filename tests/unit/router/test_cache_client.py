@@ -153,3 +153,29 @@ async def test_what_is_large_is_a_call(tmp_path: Path) -> None:
         running.cancel()
         await asyncio.wait((running,))
     assert (answers.stored, moody.stored) == (1, 1)
+
+
+async def test_a_sidecar_that_starts_a_moment_later_misses_no_answer(tmp_path: Path) -> None:
+    """A store waits, within its bound, for a connection that is not up yet."""
+    moody, path = Moody(), f"unix:{tmp_path}/late.sock"
+    settings = LookupSettings(store_timeout_s=20.0)
+    clock = asyncio.get_running_loop().time
+    server = grpc.aio.server()
+    cache_pb2_grpc.add_CacheServiceServicer_to_server(moody, server)
+    soon = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 100)]
+    async with grpc.aio.insecure_channel(path, soon) as channel:
+        client = CacheClient(channel, settings, clock)
+        assert await client.lookup(ticket("", 10.0)) == Miss("unavailable")
+        client.store_soon(ticket("", 10.0), cache_pb2.Answer(deltas=[pb.Delta(token_ids=[1])]))
+        running = asyncio.create_task(client.run())
+        # A call that does not wait has failed by then.
+        await asyncio.sleep(0.1)
+        server.add_insecure_port(path)
+        await server.start()
+        try:
+            await asyncio.wait_for(client.flush(), 20)
+        finally:
+            running.cancel()
+            await asyncio.wait((running,))
+            await server.stop(None)
+    assert (moody.stored, client.stores_dropped) == (1, 0)
