@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -98,6 +99,28 @@ async def test_a_schema_is_followed(subject: Subject) -> None:
     answer = await run(subject, prompt(4, 9), 200, guided=guided)
     assert answer.reason() is not FinishReason.STOP or set(json.loads(answer.text())) == {"ok"}
     assert answer.text().lstrip().startswith("{")
+
+
+# Sleeps 10 ms at a time; at the end of its input it says how late it ever was, in seconds.
+SLEEPER = """
+import select, sys, time
+latest, before = 0.0, time.perf_counter()
+while not select.select([sys.stdin], [], [], 0.01)[0]:
+    now = time.perf_counter()
+    latest, before = max(latest, now - before), now
+print(latest)
+"""
+
+
+async def test_a_busy_vllm_leaves_others_their_share(subject: Subject) -> None:
+    """On cores that it fills, who only wants a moment now and then gets it, not 18 s later."""
+    pipe = asyncio.subprocess.PIPE
+    sleeper = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SLEEPER, stdin=pipe, stdout=pipe
+    )
+    await run(subject, prompt(9, 5), 3000)
+    said, _ = await sleeper.communicate(b"enough")
+    assert float(said) < 1.0
 
 
 async def test_leaving_frees_the_servers_slot(subject: Subject, vllm_server: VllmServer) -> None:

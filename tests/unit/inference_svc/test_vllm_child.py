@@ -17,14 +17,14 @@ import multiprocessing, os, sys, time
 from inference_svc.engines import vllm_child
 
 def engine():
-    vllm_child.end_with_worker()
+    vllm_child.join_worker()
     print(os.getpid(), flush=True)
     time.sleep(600)
 
 if __name__ == "__main__":
     if sys.argv[1] == "ours":
         vllm_child.prepare()
-    vllm_child.end_with_worker()
+    vllm_child.join_worker()
     multiprocessing.get_context("spawn").Process(target=engine).start()
     time.sleep(600)
 """
@@ -39,7 +39,7 @@ def test_a_killed_workers_processes_end(tmp_path: Path, whose: str, ends: bool) 
         [sys.executable, str(program), whose],
         stdout=subprocess.PIPE,
         # What another test of this process has prepared is not this worker's.
-        env={k: v for k, v in os.environ.items() if k != vllm_child._WORKER_PID}
+        env={k: v for k, v in os.environ.items() if k != vllm_child.WORKER_PID}
         | {"PYTHONPATH": os.pathsep.join(["", *sys.path])},
     ) as worker:
         assert worker.stdout is not None
@@ -55,6 +55,6 @@ def test_a_killed_workers_processes_end(tmp_path: Path, whose: str, ends: bool) 
 def test_an_operators_choice_of_plugins_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where VLLM_PLUGINS leaves ours out, that is said and not changed."""
     monkeypatch.setenv("VLLM_PLUGINS", "somebody,else")
-    monkeypatch.setenv(vllm_child._WORKER_PID, "0")  # so that it is put back
+    monkeypatch.setenv(vllm_child.WORKER_PID, "0")  # so that it is put back
     assert not vllm_child.prepare()
     assert os.environ["VLLM_PLUGINS"] == "somebody,else"
