@@ -76,7 +76,7 @@ class Attempts:
             StreamInterrupted: there is none, and something was.
             SidecacheError: what the last one failed with, if that says more.
         """
-        passage = self.rival.has_won() if self.rival is not None else None
+        passage = self.rival.take() if self.rival is not None else None
         if self.rival is not None and passage is not None:
             passage.takes_over(self._move_to(passage.worker))
             self._served_by = passage.worker

@@ -41,6 +41,7 @@ class Rival:
         self._first: Passage | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Passage | None] | None = None
+        self._is_taken = False
         self.stack = ExitStack()
         hedging.asked()
 
@@ -77,14 +78,23 @@ class Rival:
 
     async def winner(self) -> Passage | None:
         """Wait for what it comes to, now that the first worker is out; None: to nothing."""
-        if self._task is None:
-            return None
-        return await self._task
+        if self._task is not None:
+            # It may have been cancelled, which is no cancellation of who waits here.
+            await asyncio.wait((self._task,))
+        return self.has_won()
 
     def has_won(self) -> Passage | None:
-        """Its stream, if it has spoken and the first worker has not."""
+        """Its stream, if it has spoken and the first worker has not; once taken, none."""
         task = self._task
-        return task.result() if task is not None and task.done() and not task.cancelled() else None
+        if task is None or self._is_taken or not task.done() or task.cancelled():
+            return None
+        return task.result()
+
+    def take(self) -> Passage | None:
+        """The same, to be passed on from now on: who loses it goes on elsewhere."""
+        passage = self.has_won()
+        self._is_taken = self._is_taken or passage is not None
+        return passage
 
     def settle(self, passage: Passage, prompt_tokens: int) -> None:
         """The request has ended well: learn from it, and tell what a second worker cost."""

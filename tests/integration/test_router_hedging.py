@@ -133,3 +133,13 @@ async def test_both_lost_is_an_error_like_any_other(tmp_path: Path) -> None:
         with pytest.raises(SidecacheError) as failure:
             await events_of(stack.client, "hello", max_tokens=9)
         assert failure.value.code.name == NoHealthyWorker("").code.name
+
+
+async def test_a_second_worker_that_won_and_is_lost_hands_the_stream_on(tmp_path: Path) -> None:
+    """What it had said stays said; a third worker goes on from there."""
+    dying = {"scripted": {"ttft_s": 0.0, "die_after_tokens": 5}}
+    async with fleet(tmp_path, [dying, LATE, QUICK]) as stack, asyncio.timeout(4.0):
+        events = await events_of(stack.client, "hello", max_tokens=20)
+        assert ids_of(events) == await reference(stack, "hello", 20)
+        assert moves_of(events) == [("w2", "w1", 0), ("w1", "w3", 5)]
+        await idle(stack)
