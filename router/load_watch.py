@@ -1,6 +1,7 @@
 """Asks the workers how busy they are, so that other routers' streams count too."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,8 @@ import grpc
 from router.settings import RoutingSettings
 from router.worker import Worker
 from sidecache.v1 import worker_pb2
+
+log = logging.getLogger(__name__)
 
 _AT_ONCE = 16
 
@@ -38,7 +41,11 @@ class LoadWatch:
             # Routers that started together must not ask together for ever.
             jitter = random.uniform(0.8, 1.2)  # noqa: S311 - no secret
             await asyncio.sleep(self.settings.load_interval_s * jitter)
-            await asyncio.gather(*(self.ask(worker) for worker in self._workers()))
+            asked = (self.ask(worker) for worker in self._workers())
+            # Who leaves meanwhile has his question cancelled with his channel; it is not ours.
+            for ended in await asyncio.gather(*asked, return_exceptions=True):
+                if isinstance(ended, Exception):
+                    log.error("asking a worker for its load failed", exc_info=ended)
 
     async def ask(self, worker: Worker) -> None:
         """Ask one worker; no answer, or one of another epoch, is no report."""
@@ -49,7 +56,8 @@ class LoadWatch:
                 report = await worker.facts.GetLoad(
                     worker_pb2.GetLoadRequest(), timeout=self.settings.load_timeout_s
                 )
-            except grpc.aio.AioRpcError:
+            except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+                # The other is what a closed channel says, of a worker that has just left.
                 report = None
         if report is not None:
             worker.answered(self._clock() - asked_at)

@@ -111,6 +111,8 @@ class QuietWatch:
         except grpc.aio.AioRpcError as error:
             if error.code() in _NO_ANSWER:
                 return
+        except grpc.aio.UsageError:
+            return  # its channel was closed meanwhile: it has left
         worker.answered(self._clock() - asked_at)
         log.debug("quiet for %.2f s, and alive", silence.silent_s, extra={"worker": worker.name})
         silence.answered()
