@@ -18,11 +18,12 @@ async def test_a_worker_that_leaves_as_it_is_asked_ends_no_watch() -> None:
     settings = QuietSettings(quiet_s=0.02, least_answer_s=0.02, answer_s=0.05)
     watch = QuietWatch(lambda: [worker], settings, time.monotonic, lambda _: given_up.set())
     watching = asyncio.create_task(watch.run())
+    told = asyncio.create_task(given_up.wait())
     try:
         async with asyncio.timeout(10):
-            ended = asyncio.create_task(given_up.wait())
-            await asyncio.wait((watching, ended), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((watching, told), return_when=asyncio.FIRST_COMPLETED)
         assert not watching.done()
     finally:
         watching.cancel()
-        await asyncio.gather(watching, ended, return_exceptions=True)
+        told.cancel()
+        await asyncio.gather(watching, told, return_exceptions=True)
