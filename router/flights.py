@@ -143,6 +143,12 @@ class Flights:
             )
         await self._rejoin(flight, offset, reader)
 
+    def withdraw(self, ticket: Ticket) -> None:
+        """Keep this request's stream for no return: its caller got another answer."""
+        flight = self._kept.pop(ticket.request_id, None)
+        if flight is not None:
+            self._drop(ticket.request_id, flight)
+
     async def show(self, tenant: str, exact: bytes, reader: Reader) -> None:
         """Let another router read along, from the beginning.
 

@@ -115,6 +115,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 context,
                 account.looked_up,
             )
+            if isinstance(outcome, Hit):
+                self._flights.withdraw(ticket)
         else:
             outcome = await lookup
             account.looked_up(outcome)

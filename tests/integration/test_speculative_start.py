@@ -11,7 +11,7 @@ import pytest
 from chaos.faults import Direction, Latency
 from chaos.proxy import FaultProxy
 from sidecache.client import CacheControl, Source
-from sidecache.errors import NotCached
+from sidecache.errors import NotCached, NotFound
 from sidecache.v1 import inference_pb2 as pb
 from tests.fixtures.stack import Stack, cache_sidecar, scripted_stack
 from tests.integration.test_router_flights import busy, eventually, reference
@@ -70,6 +70,23 @@ async def test_a_hit_before_the_first_token_wins(tmp_path: Path) -> None:
             answer = await asking
         assert (answer.source, answer.token_ids) == (Source.EXACT, ids)
         await eventually(lambda: busy(stack.workers[0]) == 0, within_s=1)
+
+
+async def test_a_stream_that_lost_the_race_is_kept_for_nobody(tmp_path: Path) -> None:
+    """Who may come back comes back to what he got: a hit, and never the worker's own answer."""
+    async with far_cache(tmp_path, ttft_s=0.0) as (stack, proxy):
+        ids = await stored(stack, "hello")
+        stack.workers[0].engine._settings = stack.workers[0].engine._settings.model_copy(
+            update={"ttft_s": 30.0}
+        )
+        with proxy.during(Latency(0.2), Direction.DOWN):
+            async with stack.client.generate("hello", max_tokens=20, attach_window_s=20) as stream:
+                answer = await stream.complete()
+        assert (answer.source, answer.token_ids) == (Source.EXACT, ids)
+        await eventually(lambda: busy(stack.workers[0]) == 0, within_s=1)
+        with pytest.raises(NotFound):
+            async with stack.client.attach(answer.request_id) as again:
+                await again.complete()
 
 
 async def test_a_miss_before_the_first_token_goes_on_with_the_worker_that_began(
