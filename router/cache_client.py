@@ -21,13 +21,19 @@ from sidecache.v1 import cache_pb2, cache_pb2_grpc
 
 log = logging.getLogger(__name__)
 
+_REASONS = frozenset(cache_pb2.MissReason.values())
+# What has a tier that is not known here may go by rules that are not.
+_TIERS = frozenset((cache_pb2.TIER_EXACT, cache_pb2.TIER_SEMANTIC))
+
 
 def _reason_name(reason: "cache_pb2.MissReason.ValueType") -> str:
+    if reason not in _REASONS:
+        reason = cache_pb2.MISS_REASON_UNSPECIFIED  # a newer sidecar's
     return cache_pb2.MissReason.Name(reason).removeprefix("MISS_REASON_").lower()
 
 
 # Reasons that are the sidecar's own word; anything else means it did not answer.
-_TOLD = frozenset(_reason_name(reason) for reason in cache_pb2.MissReason.values())
+_TOLD = frozenset(_reason_name(reason) for reason in _REASONS)
 # No lookup was due.
 _NOT_LOOKED_UP = frozenset(("not_asked", "off"))
 # Answers stored in one call.
@@ -171,8 +177,8 @@ class CacheClient:
                 self._breaker.failed()
             return Miss(error.code.name.lower() if is_asked else "not_asked")
         self._breaker.succeeded()
-        if is_asked and answer.HasField("hit") and answer.hit.answer.finished:
-            hit = answer.hit
+        hit = answer.hit
+        if is_asked and hit.tier in _TIERS and hit.answer.finished:
             return Hit(hit.tier, hit.entry_id, hit.age, hit.answer, hit.audit)
         miss = answer.miss
         prefix = None

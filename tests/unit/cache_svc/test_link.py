@@ -61,6 +61,7 @@ class Answers:
             self.cancelled.append(name)
             raise
         response = cache_pb2.LookupResponse()
+        response.hit.tier = cache_pb2.TIER_EXACT
         response.hit.entry_id = name if name != "huge" else "x" * 2000
         response.hit.answer.finished.add()
         return response

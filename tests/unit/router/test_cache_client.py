@@ -34,6 +34,12 @@ class Moody(cache_pb2_grpc.CacheServiceServicer):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "odd")
             case "sick":
                 await context.abort(grpc.StatusCode.INTERNAL, "sick")
+            case "new reason":
+                return cache_pb2.LookupResponse(miss=cache_pb2.CacheMiss(reason=99))  # type: ignore[arg-type]
+            case "new tier":
+                answer = cache_pb2.Answer(finished=[pb.Finished()])
+                hit = cache_pb2.CacheHit(tier=99, answer=answer)  # type: ignore[arg-type]
+                return cache_pb2.LookupResponse(hit=hit)
         return cache_pb2.LookupResponse(
             miss=cache_pb2.CacheMiss(reason=cache_pb2.MISS_REASON_ABSENT)
         )
@@ -88,6 +94,15 @@ async def test_only_the_sidecars_own_failures_open_the_breaker(
         for _ in range(2):
             assert await client.lookup(ticket(namespace, timeout_s)) == Miss(reason)
         assert await client.lookup(ticket("", 10.0)) == Miss("open" if opens else "absent")
+
+
+@pytest.mark.parametrize("namespace", ["new reason", "new tier"])
+async def test_what_a_newer_sidecar_says_is_a_miss(namespace: str) -> None:
+    """In a rolling change its words are not all known here; no request fails of that."""
+    async with moody_client() as client:
+        outcome = await client.lookup(ticket(namespace, 10.0))
+        assert outcome == Miss("unspecified")
+        assert outcome.is_told
 
 
 @asynccontextmanager
