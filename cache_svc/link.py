@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol, cast
 
 import grpc
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _MAX_ROUTERS: Final = 256
 _DEFAULT_TIMEOUT_US: Final = 1_000_000
+# What is asked for when the sidecar ends has so long to be answered.
+_LAST_ANSWERS_S: Final = 1.0
 
 
 class Answers(Protocol):
@@ -72,6 +74,17 @@ class LinkServer:
         self.is_open = False
         for router in list(self.routers):
             router.finish()
+
+    async def end(self) -> None:
+        """Close, and return when what was asked has been answered, within a bound."""
+        self.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ANSWERS_S):
+                while tasks := [task for router in self.routers for task in router.tasks]:
+                    await asyncio.wait(tasks)
+        for router in list(self.routers):
+            if router.tasks:
+                router.cut()
 
     async def answer(self, request: cache_pb2.LinkRequest) -> bytes:
         """The frame that answers a question, well or with a status."""
@@ -122,13 +135,14 @@ class _Router(asyncio.Protocol):
     """One router's connection, and its questions under way.
 
     Attributes:
+        tasks: its questions that are being answered.
         is_paused: it takes no more questions for now.
     """
 
     def __init__(self, server: LinkServer) -> None:
         self._server = server
         self._frames = Frames(server.max_bytes)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
         # What was read and has not begun; at most what one read brings.
         self._backlog: deque[cache_pb2.LinkRequest] = deque()
         self._is_behind = False
@@ -165,7 +179,7 @@ class _Router(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.routers.discard(self)
         self._backlog.clear()
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
 
     def cut(self) -> None:
@@ -181,21 +195,21 @@ class _Router(asyncio.Protocol):
         self._transport.write(await self._server.answer(request))
 
     def _answered(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self.tasks.discard(task)
         if self.is_paused or self._is_ending:
             self._go_on()
 
     def _go_on(self) -> None:
         """Begin what there is room for; read on while nothing is left of it."""
         loop, most = asyncio.get_running_loop(), self._server.max_questions
-        while self._backlog and len(self._tasks) < most and not self._is_behind:
+        while self._backlog and len(self.tasks) < most and not self._is_behind:
             task = loop.create_task(self._answer(self._backlog.popleft()))
-            self._tasks.add(task)
+            self.tasks.add(task)
             task.add_done_callback(self._answered)
-        if self._is_ending and not self._tasks and not self._backlog:
+        if self._is_ending and not self.tasks and not self._backlog:
             self._transport.close()
         # A router that takes no answers, or asked too much, waits in its socket.
-        pause = self._is_behind or len(self._tasks) >= most
+        pause = self._is_behind or len(self.tasks) >= most
         if pause is not self.is_paused and not self._transport.is_closing():
             self.is_paused = pause
             if pause:
@@ -231,4 +245,5 @@ async def open_link(
             yield server
         finally:
             listening.close()
-            server.close()
+            # What answers is closed next.
+            await server.end()

@@ -198,6 +198,35 @@ async def test_what_was_asked_before_a_drain_is_answered(tmp_path: Path) -> None
             await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize("is_answered", [True, False])
+async def test_a_sidecar_ends_when_it_has_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_answered: bool
+) -> None:
+    """What answers stays until then; but not for a question that finds no end."""
+    if not is_answered:
+        monkeypatch.setattr("cache_svc.link._LAST_ANSWERS_S", 0.05)
+    answers = Answers()
+    answers.may_answer.clear()
+    async with contextlib.AsyncExitStack() as sidecar:
+        address, _ = await sidecar.enter_async_context(served(tmp_path, answers))
+        async with linked(address) as link:
+            waiting = asyncio.create_task(link.look_up(asks("asked"), LONG_S))
+            while not answers.asked:
+                await asyncio.sleep(0)
+            ending = asyncio.create_task(sidecar.aclose())
+            if is_answered:
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert not ending.done()
+                answers.may_answer.set()
+                assert (await waiting).hit.entry_id == "asked"
+            else:
+                with pytest.raises(Unavailable):
+                    await waiting
+            await ending
+    assert bool(answers.cancelled) is not is_answered
+
+
 @pytest.mark.parametrize(
     "sent",
     [b"GET / HTTP/1.1\r\n\r\n", frame(b"\xff\xff\xff")],
