@@ -55,9 +55,12 @@ class Flights:
         # Of those whom nobody reads.
         self._expiry: dict[str, asyncio.TimerHandle] = {}
 
-    def reconfigure(self, settings: FlightSettings, reader_stall_s: float) -> None:
+    def reconfigure(
+        self, settings: FlightSettings, reader_stall_s: float, max_flight_s: float
+    ) -> None:
         """Take new settings; flights under way stay."""
         self._settings, self._reader_stall_s = settings, reader_stall_s
+        self._max_flight_s = max_flight_s
 
     def to_join(self, ticket: Ticket, missed: Miss | None = None) -> Flight | None:
         """The flight whose answer is this request's too, if there is one.

@@ -103,6 +103,10 @@ class Mesh:
         self._limits = limits
         self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
 
+    def reconfigure(self, limits: LimitSettings) -> None:
+        """Take new limits; what is followed already goes on by the old ones."""
+        self._limits = limits
+
     def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> RouterCall | None:
         """What another router wants; None: the caller is no router.
 

@@ -9,6 +9,7 @@ from router.auditor import Auditor
 from router.dispatch import Dispatcher
 from router.door import Door
 from router.flights import Flights
+from router.mesh import Mesh
 from router.pool import WorkerPool
 from router.relay import Relay
 from router.routing.configured import make_configured
@@ -32,6 +33,10 @@ _FIXED = (
     "pool",
     "quiet",
     "hedge",
+    "retries",
+    "quarantine",
+    "outliers",
+    "scale",
     "routing.tenant_salt",
     "routing.salt_secret",
     "routing.max_notes",
@@ -64,6 +69,7 @@ class Reconfigurer:
         splits: Splits,
         shadows: Shadows,
         inference: InferenceServicer,
+        mesh: Mesh | None,
     ) -> None:
         self._settings = settings
         self._keys = keys
@@ -77,6 +83,7 @@ class Reconfigurer:
         self._splits = splits
         self._shadows = shadows
         self._inference = inference
+        self._mesh = mesh
 
     def apply(self, new: RouterSettings) -> None:
         """Put new settings in force.
@@ -94,7 +101,9 @@ class Reconfigurer:
         self._admission.reconfigure(new.admission)
         self._auditor.reconfigure(new.audit)
         self._relay.reconfigure(new.limits, new.routing)
-        self._flights.reconfigure(new.flights, new.limits.reader_stall_s)
+        self._flights.reconfigure(new.flights, new.limits.reader_stall_s, new.limits.max_request_s)
+        if self._mesh is not None:
+            self._mesh.reconfigure(new.limits)
         self._door.reconfigure(new.limits)
         self._inference.reconfigure(new.limits)
         self._shadows.reconfigure(new.limits)

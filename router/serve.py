@@ -174,6 +174,7 @@ async def serve(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
                 splits=splits,
                 shadows=shadows,
                 inference=inference,
+                mesh=mesh,
             ).apply
             yield server
         flights.close()

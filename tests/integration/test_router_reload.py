@@ -11,7 +11,7 @@ import pytest
 
 from router.settings import RouterSettings
 from sidecache.client import CacheControl, SidecacheClient
-from sidecache.errors import InvalidRequest, Overloaded, SetupError
+from sidecache.errors import DeadlineExceeded, InvalidRequest, Overloaded, SetupError
 from sidecache.v1 import inference_pb2 as pb
 from tests.fixtures.stack import Stack, scripted_stack, scripted_worker
 
@@ -55,6 +55,14 @@ async def test_every_part_takes_its_new_settings(tmp_path: Path) -> None:
         assert [model.name for model in await stack.client.models()] == ["m", "chat"]
 
 
+async def test_a_shared_generation_may_take_as_long_as_it_says_now(tmp_path: Path) -> None:
+    """The bound of who began it is in force for those that begin after the reload."""
+    async with scripted_stack(tmp_path, workers=(SLOW,), with_cache=False) as stack:
+        reconfigure(stack, limits={"max_request_s": 0.2})
+        with pytest.raises(DeadlineExceeded):
+            await stack.client.complete("x", max_tokens=100)
+
+
 async def test_a_stream_outlives_a_reload(tmp_path: Path) -> None:
     """Everything that can change changes in its middle, its worker's target too; it goes on."""
     async with (
@@ -87,6 +95,10 @@ async def test_a_stream_outlives_a_reload(tmp_path: Path) -> None:
         ({"cache": "unix:/run/other.sock"}, "cache"),
         ({"routing": {"salt_secret": "s"}}, "routing.salt_secret"),
         ({"telemetry": {"log_level": "DEBUG"}}, "telemetry.log_level"),
+        ({"retries": {"share": 0.5}}, "retries.share"),
+        ({"quarantine": {"refuse_s": 1.0}}, "quarantine.refuse_s"),
+        ({"outliers": {"open_s": 9.0}}, "outliers.open_s"),
+        ({"scale": {"drain_s": 9.0}}, "scale.drain_s"),
     ],
 )
 async def test_what_cannot_change_is_named_and_nothing_changes(
