@@ -163,8 +163,8 @@ class Attempts:
             self._give_up()
         finally:
             # The lease follows at once; whatever it takes is taken by its trial from then on.
-            if not self._recovery.quarantine.is_empty:
-                self._recovery.quarantine.release(self._key, self._ready())
+            if self._recovery.quarantine.has_reserved:
+                self._recovery.quarantine.release(self._key)
 
     def _may_ask(self) -> bool:
         """Whether there is a worker; for a suspected prompt, one to try it on."""

@@ -83,6 +83,8 @@ class Quarantine:
         # The oldest first.
         self._prompts: OrderedDict[bytes, Suspicion] = OrderedDict()
         self._tried: set[bytes] = set()
+        # What each prompt that waits has had emptied; its worker may be lost meanwhile.
+        self._reserved: dict[bytes, Crowd] = {}
         # Workers lost that no confirmed prompt explains.
         self._unexplained: deque[Loss] = deque(maxlen=_MAX_LOSSES)
         self._trial_over = asyncio.Event()
@@ -149,17 +151,24 @@ class Quarantine:
         mine = [worker for worker in workers if worker.crowd.reserved_for == key]
         free = [worker for worker in workers if not worker.crowd.is_taken]
         if not mine and len(free) > 1:
+            self.release(key)
             mine = [min(free, key=_trouble)]
             mine[0].crowd.reserved_for = key
+            self._reserved[key] = mine[0].crowd
         for worker in mine:
             for stream in list(worker.crowd.members):
                 stream.make_room()
 
-    def release(self, key: bytes, workers: Sequence[Worker]) -> None:
+    @property
+    def has_reserved(self) -> bool:
+        """Whether a worker is being emptied for somebody."""
+        return bool(self._reserved)
+
+    def release(self, key: bytes) -> None:
         """It waits no more."""
-        for worker in workers:
-            if worker.crowd.reserved_for == key:
-                worker.crowd.reserved_for = None
+        crowd = self._reserved.pop(key, None)
+        if crowd is not None and crowd.reserved_for == key:
+            crowd.reserved_for = None
 
     async def wait_for_a_verdict(self) -> None:
         """Return when a trial has ended."""

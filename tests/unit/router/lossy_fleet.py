@@ -130,10 +130,10 @@ class LossyFleet:
                 quarantine.reserve(part.key, self._workers)
                 return
             elif not part.tokens or not quarantine.may_take_a_chance(part.key):
-                quarantine.release(part.key, self._workers)
+                quarantine.release(part.key)
                 self._parts.remove(part)
                 return
-        quarantine.release(part.key, self._workers)
+        quarantine.release(part.key)
         worker = chance.choice(free or self._workers)
         part.worker, part.has_progressed, part.waits = worker, False, 0
         worker.leases += 1

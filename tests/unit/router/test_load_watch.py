@@ -30,6 +30,11 @@ class Silent(worker_pb2_grpc.WorkerServiceServicer):
         await self.may_answer.wait()
         return worker_pb2.GetLoadResponse(max_sequences=7)
 
+    async def _unused(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the load watch asks for nothing else")
+
+    GetModel = Drain = SubscribeKvEvents = _unused
+
 
 @asynccontextmanager
 async def listening(servicer: Silent) -> AsyncIterator[str]:

@@ -130,7 +130,7 @@ async def test_a_worker_with_others_is_reserved_until_it_is_empty() -> None:
     leases[1].release()
     assert quarantine.may_try(b"a", workers) == workers[1:]
     assert quarantine.may_try(b"b", workers) == []
-    quarantine.release(b"a", workers)
+    quarantine.release(b"a")
     assert quarantine.may_try(b"b", workers) == workers[1:]
 
 
