@@ -31,6 +31,7 @@ from chaos.reference import ScriptedReference
 from inference_svc.engine import TokenDelta
 from inference_svc.engines.scripted import ScriptedEngine
 from inference_svc.kv_ledger import KvLedger
+from inference_svc.reachable_blocks import ReachableBlocks
 from inference_svc.serve import make_engine, serve_engine
 from inference_svc.settings import ScriptedSettings, WorkerSettings
 from observability.settings import TelemetrySettings
@@ -99,7 +100,7 @@ async def counting_worker(herd: Herd) -> AsyncIterator[tuple[str, CountingEngine
     assert isinstance(engine, CountingEngine)  # noqa: S101 - for the type checker
     telemetry = Telemetry.start("sidecache-worker", TelemetrySettings(log_level="ERROR"))
     ledger = KvLedger()
-    engine.listen_kv(ledger.record)
+    engine.listen_kv(ReachableBlocks(ledger.record))
     await engine.load()
     try:
         async with serve_engine(engine, settings, telemetry, ledger) as server:

@@ -1,7 +1,8 @@
 """The answer store that the settings ask for, and what is done to it again and again."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
+from functools import partial
 
 from cache_svc.departures import Departures
 from cache_svc.durable.opening import Opened, open_durable_store
@@ -19,7 +20,10 @@ async def open_durable(
     clock: Clock,
     departures: Departures,
 ) -> Opened | None:
-    """The store on disk with all its answers, or None where memory is all there is."""
+    """The store on disk with all its answers, or None where memory is all there is.
+
+    Cancelled, it waits for the disk, and gives the folder back before it ends.
+    """
     if settings.store.path is None:
         return None
     opening = open_durable_store(
@@ -34,9 +38,21 @@ async def open_durable(
         max_waiting_bytes=settings.store.max_waiting_bytes,
     )
     # A million answers take some seconds, in which a signal must be heard.
-    opened = await asyncio.to_thread(opening.__enter__)
+    entering = asyncio.get_running_loop().run_in_executor(None, opening.__enter__)
+    try:
+        opened = await asyncio.shield(entering)
+    except asyncio.CancelledError:
+        # The thread cannot be stopped: what it holds in the end is given back.
+        entering.add_done_callback(partial(_give_back, opening))
+        await asyncio.wait([entering])
+        raise
     stack.push(opening.__exit__)
     return opened
+
+
+def _give_back(opening: AbstractContextManager[Opened], entering: "asyncio.Future[Opened]") -> None:
+    if entering.exception() is None:
+        opening.__exit__(None, None, None)
 
 
 def open_store(

@@ -8,7 +8,6 @@ come; the others follow him.
 
 import asyncio
 import hmac
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ import grpc
 
 from router.continuation import why_not_continued
 from router.held_flights import HeldFlights
+from router.peers import Peers
 from router.relay import Reader
 from router.settings import FlightSettings, LimitSettings
 from router.splice import Splice
@@ -40,7 +40,6 @@ _TENANT: Final = "x-sidecache-mesh-tenant"
 # joined another one's at that router.
 _EXACT: Final = "x-sidecache-mesh-exact-bin"
 _MIN_KEY_BYTES: Final = 32
-_MAX_ROUTERS: Final = 64
 # The other router has its lease before its stream; so often is looked again.
 _AGAIN_S: Final = 0.02
 # Routers followed one after the other for one request.
@@ -98,10 +97,9 @@ class Mesh:
     ) -> None:
         self._held = held
         self._key = key
-        self._dial = dial
         self._settings = settings
         self._limits = limits
-        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+        self._peers = Peers(dial)
 
     def reconfigure(self, limits: LimitSettings) -> None:
         """Take new limits; what is followed already goes on by the old ones."""
@@ -138,7 +136,8 @@ class Mesh:
         for _ in range(_MAX_FOLLOWED):
             if followed is None:
                 break
-            is_lost = await self._read_along(followed, ticket, tape, reader)
+            async with self._peers.reach(followed.router) as channel:
+                is_lost = await self._read_along(channel, followed, ticket, tape, reader)
             if tape.is_complete:
                 return True
             why = why_not_continued(ticket) if tape.tokens else None
@@ -153,7 +152,12 @@ class Mesh:
         return False
 
     async def _read_along(
-        self, lease: cache_pb2.FlightLease, ticket: Ticket, tape: Tape, reader: Reader
+        self,
+        channel: grpc.aio.Channel,
+        lease: cache_pb2.FlightLease,
+        ticket: Ticket,
+        tape: Tape,
+        reader: Reader,
     ) -> bool:
         """Pass on what the tape does not have; whether the other router was lost before the end."""
         guard = StallGuard(
@@ -163,7 +167,7 @@ class Mesh:
         tape.is_relayed = True
         try:
             with suppress(grpc.aio.AioRpcError, TimeoutError, EngineFailed):
-                call, response = await self._attach(lease, ticket)
+                call, response = await self._attach(channel, lease, ticket)
                 with guard:
                     while isinstance(response, pb.AttachResponse):
                         event = splice.rest(response.event)
@@ -180,13 +184,13 @@ class Mesh:
         return True
 
     async def _attach(
-        self, lease: cache_pb2.FlightLease, ticket: Ticket
+        self, channel: grpc.aio.Channel, lease: cache_pb2.FlightLease, ticket: Ticket
     ) -> tuple["grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.AttachResponse]", object]:
         """A call, and its first message: `started`."""
         request = pb.AttachRequest(request_id=lease.request_id)
         exact = ticket.key.exact if ticket.key is not None else b""
         metadata = ((_KEY, self._key), (_TENANT, ticket.tenant), (_EXACT, exact))
-        stub = inference_pb2_grpc.InferenceServiceStub(self._channel(lease.router))
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
         async with asyncio.timeout(self._settings.remote_wait_s):
             while True:
                 call = stub.Attach(request, metadata=metadata, timeout=self._limits.max_request_s)
@@ -224,15 +228,6 @@ class Mesh:
         await reader.write(event)
         guard.waits_for_worker()
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = self._dial(address)
-            while len(self._channels) > _MAX_ROUTERS:
-                self._channels.popitem(last=False)
-        return channel
-
     async def aclose(self) -> None:
         """Close the connections to the others."""
-        for channel in self._channels.values():
-            await channel.close()
+        await self._peers.aclose()

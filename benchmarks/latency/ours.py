@@ -5,6 +5,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 from typing import Any, NamedTuple
 
 from cache_svc.departures import Departures
@@ -119,7 +120,7 @@ def open_lookup(texts: Sequence[str], vectors: Matrix, *, read: bool) -> Iterato
         store = MemoryStore(1024 * MIB, time.monotonic, departures)
         ours = OurLookup(store, index, LearnedVerifier(), settings)
         ours.fill(texts, vectors, read=read)
-        _await_build(grown)
+        _await_build(builder, grown)
         yield ours
 
 
@@ -134,12 +135,12 @@ def _at_once(search: Coroutine[Any, Any, list[Neighbor]]) -> list[Neighbor]:
     raise RuntimeError("the search went to another thread")
 
 
-def _await_build(indexes: Sequence[GrowingIndex]) -> None:
-    give_up = time.monotonic() + _BUILD_LIMIT_S
-    while any(index.rebuilding for index in indexes):
-        if time.monotonic() > give_up:
-            raise TimeoutError(f"the index was not built within {_BUILD_LIMIT_S:g} s")
-        time.sleep(0.05)
+def _await_build(builder: Builder, indexes: Sequence[GrowingIndex]) -> None:
+    """Return when the builder's one thread has come past every build there is."""
+    past = Event()
+    builder.submit(past.set)
+    if not past.wait(_BUILD_LIMIT_S) or any(index.rebuilding for index in indexes):
+        raise TimeoutError(f"the index was not built within {_BUILD_LIMIT_S:g} s")
 
 
 def _key(text: str) -> Key:

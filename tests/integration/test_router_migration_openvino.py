@@ -11,6 +11,7 @@ import pytest
 
 from inference_svc.engines.openvino import OpenVinoEngine
 from inference_svc.kv_ledger import KvLedger
+from inference_svc.reachable_blocks import ReachableBlocks
 from inference_svc.serve import make_engine, serve_engine
 from inference_svc.settings import WorkerSettings
 from sidecache.client import CacheControl
@@ -38,7 +39,7 @@ async def real_stack(
             engine = make_engine(settings)
             assert isinstance(engine, OpenVinoEngine)
             ledger = KvLedger()
-            engine.listen_kv(ledger.record)
+            engine.listen_kv(ReachableBlocks(ledger.record))
             stack.push_async_callback(engine.aclose)
             await engine.load()
             telemetry = quiet_telemetry("sidecache-worker")

@@ -9,7 +9,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from router import mesh
 from router.held_flights import HeldFlights
 from router.mesh import Mesh, RouterCall, read_key
 from router.model import ServedModel
@@ -210,13 +209,3 @@ def test_a_key_that_is_none_is_refused(tmp_path: Path, content: str, why: str) -
     assert read_key(file) == KEY
     with pytest.raises(SetupError, match="No such file"):
         read_key(tmp_path / "none")
-
-
-async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many routers come and go."""
-    monkeypatch.setattr(mesh, "_MAX_ROUTERS", 2)
-    ours = make_mesh()
-    for number in range(5):
-        ours._channel(f"127.0.0.1:{number + 1}")
-    assert len(ours._channels) == 2
-    await ours.aclose()
