@@ -14,6 +14,8 @@ from sidecache.errors import SetupError
 Importer = Callable[[str], Any]
 """Import a module by name."""
 
+# Where LoraConfig has been, the older place first.
+_LORA_MODULES = ("tensorrt_llm.lora_helper", "tensorrt_llm._torch.peft.lora.config")
 # Arguments of LLM.generate_async that are younger than 1.2.
 _YOUNG_ARGUMENTS = ("trace_headers", "priority")
 
@@ -60,8 +62,20 @@ class TensorRtLlmApi:
             ) from error
 
     def lora_config(self, **fields: Any) -> Any:
-        """How adapters are loaded."""
-        return self._module("tensorrt_llm.lora_helper").LoraConfig(**fields)
+        """How adapters are loaded.
+
+        Raises:
+            SetupError: this version has LoraConfig in no known place.
+        """
+        for name in _LORA_MODULES:
+            try:
+                return self._import(name).LoraConfig(**fields)
+            except ImportError:
+                continue
+        raise SetupError(
+            f"adapters are set, and TensorRT-LLM {self.version} has LoraConfig neither in "
+            f"{' nor in '.join(_LORA_MODULES)}; serve without adapters, or install another version"
+        )
 
     def gpus(self) -> list[Gpu]:
         """The GPUs of this machine."""

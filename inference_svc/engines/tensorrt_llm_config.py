@@ -5,6 +5,7 @@ from typing import Any
 
 from inference_svc.engines.tensorrt_llm_api import TensorRtLlmApi
 from inference_svc.tensorrt_llm_settings import SpeculativeSettings, TensorRtLlmSettings
+from sidecache.errors import SetupError
 
 
 def llm_arguments(
@@ -54,10 +55,26 @@ def _pytorch_only(settings: TensorRtLlmSettings, api: TensorRtLlmApi) -> dict[st
         "enable_iter_perf_stats": True,
     }
     if settings.sampler != "auto":
-        arguments["sampler_type"] = settings.sampler
+        arguments |= _sampler(settings.sampler, api)
     if settings.speculative is not None:
         arguments["speculative_config"] = _speculative(settings.speculative, api)
     return arguments
+
+
+def _sampler(sampler: str, api: TensorRtLlmApi) -> dict[str, Any]:
+    """The argument that names the sampler; the choice is gone where only one is left.
+
+    Raises:
+        SetupError: the sampler wanted is gone.
+    """
+    if "sampler_type" in api.llmapi.TorchLlmArgs.model_fields:
+        return {"sampler_type": sampler}
+    if sampler == "TorchSampler":
+        return {}
+    raise SetupError(
+        f"sampler is {sampler}, which TensorRT-LLM {api.version} does not have any more; it must "
+        "be auto or TorchSampler"
+    )
 
 
 def _kv_cache(settings: TensorRtLlmSettings, api: TensorRtLlmApi) -> Any:
@@ -97,10 +114,14 @@ def _speculative(settings: SpeculativeSettings, api: TensorRtLlmApi) -> Any:
         "max_draft_len": settings.max_draft_len,
         "max_concurrency": settings.max_concurrency,
     }
-    if settings.draft_model is not None:
-        chosen["speculative_model"] = str(settings.draft_model)
     if settings.method == "ngram":
         chosen["max_matching_ngram_size"] = settings.max_matching_ngram_size
-    if not hasattr(api.llmapi, config):  # 1.2 has one class for all Eagles
+    if not hasattr(api.llmapi, config):  # older versions have one class for all Eagles
         config = "EagleDecodingConfig"
-    return getattr(api.llmapi, config)(**chosen)
+    config_class = getattr(api.llmapi, config)
+    if settings.draft_model is not None:
+        # Older versions know the second name only, and newer ones may drop it.
+        known = "speculative_model" in config_class.model_fields
+        name = "speculative_model" if known else "speculative_model_dir"
+        chosen[name] = str(settings.draft_model)
+    return config_class(**chosen)

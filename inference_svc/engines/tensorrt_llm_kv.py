@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 _MAX_ROOTS = 1024
 _MAX_SHORT_PROMPTS = 1024
 
-_Key = tuple[int, int]  # rank of attention data parallelism, the engine's number
+# Rank of attention data parallelism, and the engine's number: an integer, or the digits of
+# a SHA-256 where its KV cache manager 2 is in use.
+_Key = tuple[int, int | str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +141,8 @@ class KvTranslator:
         self._window = max(self._window, window)
         return window == self._window
 
-    def _stored(self, rank: int, parent_hash: int | None, blocks: Sequence[Any]) -> None:
-        parent = None if parent_hash is None else self._blocks.get((rank, parent_hash))
+    def _stored(self, rank: int, parent_hash: int | str | None, blocks: Sequence[Any]) -> None:
+        parent = None if parent_hash is None else self._blocks.get((rank, _number(parent_hash)))
         if parent_hash is not None and parent is None:
             self.counts.unknown_parents += 1
             return
@@ -153,7 +155,7 @@ class KvTranslator:
             block = self._root(tokens) if parent is None else self._child(parent, tokens)
             if block is None:
                 break
-            if self._hold((rank, int(stored["block_hash"])), block):
+            if self._hold((rank, _number(stored["block_hash"])), block):
                 fresh.append(block.name)
             elif fresh:
                 self._tell(BlocksStored(tuple(fresh), told_parent))
@@ -207,10 +209,10 @@ class KvTranslator:
         self._holders[block.name] += 1
         return self._holders[block.name] == 1
 
-    def _removed(self, rank: int, block_hashes: Sequence[int]) -> None:
+    def _removed(self, rank: int, block_hashes: Sequence[int | str]) -> None:
         gone = []
         for block_hash in block_hashes:
-            block = self._blocks.pop((rank, int(block_hash)), None)
+            block = self._blocks.pop((rank, _number(block_hash)), None)
             if block is None:
                 continue  # partly filled, or its name was never certain
             self._holders[block.name] -= 1
@@ -219,6 +221,17 @@ class KvTranslator:
                 gone.append(block.name)
         if gone:
             self._tell(BlocksRemoved(tuple(gone)))
+
+
+def _number(block_hash: object) -> int | str:
+    """The engine's number of a block, as it came; it is only ever compared.
+
+    Raises:
+        TypeError: it is neither of the two things it may be.
+    """
+    if isinstance(block_hash, bool) or not isinstance(block_hash, int | str):
+        raise TypeError(f"a block hash is {block_hash!r}")
+    return block_hash
 
 
 def _tokens(stored: Mapping[str, Any], block_size: int) -> list[int] | None:

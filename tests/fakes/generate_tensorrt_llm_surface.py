@@ -5,21 +5,24 @@
 
 It belongs into tests/fakes/tensorrt_llm.
 SOURCES is a checkout of github.com/NVIDIA/TensorRT-LLM, or a git directory without one (a
-bare or mirrored clone), of which ``--revision`` is read. The sources are parsed, never
-run, and only signatures are taken: names, annotations and defaults. Private names are
-left out. The files must be those in FILES; what is missing in one is an error, so that a
-newer version cannot quietly lose what the engine uses. ``--against`` prints what another
-surface has otherwise, and ends with 1 if there is anything.
+bare or mirrored clone), of which ``--revision`` is read. A folder with single files of
+several commits will do as well, if ``--provenance`` says which file is of which commit.
+The sources are parsed, never run, and only signatures are taken: names, annotations and
+defaults. Private names are left out. The files must be those in FILES; what is missing in
+one is an error, so that a newer version cannot quietly lose what the engine uses.
+``--against`` prints what another surface has otherwise, and ends with 1 if there is
+anything.
 """
 
 import argparse
 import ast
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.fakes.tensorrt_llm_sources import Provenance, Sources
 
 FILES: dict[str, tuple[str, ...]] = {
     "tensorrt_llm/llmapi/llm.py": ("BaseLLM",),
@@ -69,50 +72,7 @@ CPP_TYPES = {
 
 Json = dict[str, Any]
 _LONGEST = 200
-
-
-class Sources:
-    """One revision of the sources.
-
-    Args:
-        place: a checkout, or a git directory without one.
-        revision: of the git directory; a checkout is read as it lies.
-    """
-
-    def __init__(self, place: Path, revision: str = "HEAD") -> None:
-        self._place = place
-        self._revision = revision
-        self._bare = (place / "objects").is_dir() and (place / "HEAD").is_file()
-
-    def text(self, name: str) -> str:
-        """A file.
-
-        Raises:
-            SystemExit: there is none of this name.
-        """
-        if not self._bare:
-            try:
-                return (self._place / name).read_text()
-            except FileNotFoundError:
-                raise SystemExit(f"{self._place} has no {name}") from None
-        asked = self._git("show", f"{self._revision}:{name}")
-        if asked.returncode:
-            raise SystemExit(f"{self._place} has no {name} at {self._revision}")
-        return asked.stdout
-
-    def commit(self) -> str:
-        """Its hash; says so where the sources are no git checkout."""
-        asked = self._git("rev-parse", self._revision if self._bare else "HEAD")
-        return asked.stdout.strip() if asked.returncode == 0 else "not a git checkout"
-
-    def _git(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        where = f"--git-dir={self._place}" if self._bare else f"-C{self._place}"
-        return subprocess.run(
-            ["git", where, *words],  # noqa: S607 - whichever git there is
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+_BOUNDS = ("ge", "gt", "le", "lt")
 
 
 def surface(sources: Sources, note: str) -> Json:
@@ -128,9 +88,9 @@ def surface(sources: Sources, note: str) -> Json:
     classes |= _bindings(sources.text(BINDINGS))
     return {
         "project": "github.com/NVIDIA/TensorRT-LLM",
-        "version": _version(sources),
-        "commit": sources.commit(),
+        "version": sources.version(VERSION),
         "note": note,
+        "sources": {name: sources.commit(name) for name in sorted([*FILES, EXPORTS, BINDINGS])},
         "exports": _exports(sources),
         "classes": classes,
     }
@@ -187,7 +147,7 @@ def _class(node: ast.ClassDef) -> Json:
     properties = [each.name for each in public if _decorated(each, "property")]
     entry["properties"] = properties
     entry["methods"] = {
-        each.name: _arguments(each.args)
+        each.name: _arguments(each.args, static=_decorated(each, "staticmethod"))
         for each in public
         if each.name not in properties and not _is_validator(each)
     }
@@ -218,7 +178,9 @@ def _field(node: ast.AnnAssign) -> Json:
     if called in {"Field", "field"}:
         assert isinstance(value, ast.Call)
         given = {word.arg: word.value for word in value.keywords if word.arg}
-        entry |= {bound: ast.literal_eval(given[bound]) for bound in ("ge", "le") if bound in given}
+        entry |= {bound: ast.literal_eval(given[bound]) for bound in _BOUNDS if bound in given}
+        if aliases := _aliases(given.get("validation_alias")):
+            entry["aliases"] = aliases
         default = given.get("default", value.args[0] if value.args else None)
         if default is None and "default_factory" not in given:
             return entry | {"required": True}
@@ -226,14 +188,25 @@ def _field(node: ast.AnnAssign) -> Json:
     return entry | {"default": ast.unparse(value)}
 
 
-def _arguments(arguments: ast.arguments) -> Json:
-    given = [*arguments.posonlyargs, *arguments.args][1:]
+def _aliases(given: ast.expr | None) -> list[str]:
+    """Names that pydantic's AliasChoices takes instead of the field's own."""
+    if not isinstance(given, ast.Call) or ast.unparse(given.func) != "AliasChoices":
+        return []
+    return [ast.literal_eval(each) for each in given.args]
+
+
+def _arguments(arguments: ast.arguments, *, static: bool = False) -> Json:
+    """Every argument but self or cls, with its type and default."""
+    given = [*arguments.posonlyargs, *arguments.args][0 if static else 1 :]
     missing = len(given) - len(arguments.defaults)
+    defaults = [None] * missing + list(arguments.defaults)
     entry: Json = {}
-    for index, each in enumerate(given):
+    for each, default in zip(
+        [*given, *arguments.kwonlyargs], [*defaults, *arguments.kw_defaults], strict=True
+    ):
         entry[each.arg] = {"type": ast.unparse(each.annotation) if each.annotation else "Any"}
-        if index >= missing:
-            entry[each.arg]["default"] = ast.unparse(arguments.defaults[index - missing])
+        if default is not None:
+            entry[each.arg]["default"] = ast.unparse(default)
     if arguments.kwarg:
         entry["**"] = {"type": "Any"}
     return entry
@@ -271,9 +244,10 @@ def _bindings(text: str) -> Json:
         if found is None:
             raise SystemExit(f"{BINDINGS} does not bind {name} as it used to")
         fields: Json = {}
-        for argument, default in re.findall(r'nb::arg\("(\w+)"\)(\s*=)?', found.group(1)):
-            fields[argument] = {"type": CPP_TYPES[argument]}
-            fields[argument] |= {"default": "None"} if default else {"required": True}
+        arguments = re.findall(r'nb::arg\("(\w+)"\)(?:\s*=\s*([\w:]+))?', found.group(1))
+        for argument, default in arguments:
+            given = {"default": default.replace("nb::none", "None")} if default else {}
+            fields[argument] = {"type": CPP_TYPES[argument]} | (given or {"required": True})
         python_name = name[0].upper() + name[1:]
         classes[python_name] = {
             "file": BINDINGS,
@@ -295,20 +269,17 @@ def _exports(sources: Sources) -> list[str]:
     raise SystemExit(f"{EXPORTS} has no __all__")
 
 
-def _version(sources: Sources) -> str:
-    found = re.search(r'__version__ = "([^"]+)"', sources.text(VERSION))
-    return found.group(1) if found else "unknown"
-
-
 def main() -> None:
     """Read the flags, print the surface or what differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", type=Path)
     parser.add_argument("--revision", default="HEAD", help="of a git directory")
     parser.add_argument("--note", default="", help="where the sources came from")
+    parser.add_argument("--provenance", type=Path, help="JSON: version, and each file's commit")
     parser.add_argument("--against", type=Path, help="another surface.json to compare with")
     chosen = parser.parse_args()
-    made = surface(Sources(chosen.sources, chosen.revision), chosen.note)
+    provenance = Provenance.read(chosen.provenance) if chosen.provenance else None
+    made = surface(Sources(chosen.sources, chosen.revision, provenance), chosen.note)
     if chosen.against is None:
         json.dump(made, sys.stdout, indent=1)
         sys.stdout.write("\n")

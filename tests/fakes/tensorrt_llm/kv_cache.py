@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,13 +41,17 @@ class FakeKvCache:
 
     Args:
         capacity: blocks; what nobody uses and has no child goes first, by priority and age.
+        hex_hashes: events have the blocks' numbers as digits, not as integers.
     """
 
-    def __init__(self, block_size: int, capacity: int, bugs: Bugs, *, reuse: bool) -> None:
+    def __init__(
+        self, block_size: int, capacity: int, bugs: Bugs, *, reuse: bool, hex_hashes: bool = False
+    ) -> None:
         self.block_size = block_size
         self.capacity = capacity
         self._bugs = bugs
         self._reuse = reuse
+        self._hash: Callable[[int], int | str] = "{:064x}".format if hex_hashes else int
         self._blocks: OrderedDict[int, _Block] = OrderedDict()
         self._events: list[dict[str, Any]] = []
         self._event_ids = 0
@@ -113,13 +117,14 @@ class FakeKvCache:
                 number = _number(held[-1] if held else None, rest, scope)
                 parent = held[-1] if held else None
                 block = _Block(number, parent, rest, _DEFAULT_PRIORITY)
-                self._put({"type": "stored", "parent_hash": parent, "blocks": [_described(block)]})
+                self._tell_stored([block], parent)
         for number in held:
             block = self._blocks[number]
             block.users -= 1
             if self._bugs.null_updates:
+                digest = self._hash(number)
                 self._put(
-                    {"type": "updated", "block_hash": number, "cache_level": None, "priority": None}
+                    {"type": "updated", "block_hash": digest, "cache_level": None, "priority": None}
                 )
         held.clear()
 
@@ -150,16 +155,19 @@ class FakeKvCache:
         del self._blocks[gone.number]
         if gone.parent is not None and gone.parent in self._blocks:
             self._blocks[gone.parent].children.discard(gone.number)
-        self._put({"type": "removed", "block_hashes": [gone.number]})
+        self._put({"type": "removed", "block_hashes": [self._hash(gone.number)]})
 
     def _put_stored(self, stored: list[_Block], held: list[int], parent: int | None) -> None:
         if not stored:
             return
         if self._bugs.wrong_parent and parent is not None:
             parent = held[0]
-        self._put(
-            {"type": "stored", "parent_hash": parent, "blocks": [_described(b) for b in stored]}
-        )
+        self._tell_stored(stored, parent)
+
+    def _tell_stored(self, stored: list[_Block], parent: int | None) -> None:
+        blocks = [_described(each) | {"block_hash": self._hash(each.number)} for each in stored]
+        parent_hash = None if parent is None else self._hash(parent)
+        self._put({"type": "stored", "parent_hash": parent_hash, "blocks": blocks})
 
     def _put(self, data: dict[str, Any]) -> None:
         if self._event_ids != self._bugs.lose_event:
@@ -175,7 +183,6 @@ def _number(parent: int | None, tokens: Sequence[int], scope: str) -> int:
 def _described(block: _Block) -> dict[str, Any]:
     return {
         "type": "stored_block",
-        "block_hash": block.number,
         "tokens": [
             {"type": "unique_token", "token_id": each, "token_extra_id": 0} for each in block.tokens
         ],

@@ -8,7 +8,7 @@ import hashlib
 import math
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,9 @@ class Script:
         deaf_to_abort: aborts are not obeyed.
         ignore_seeds: samplers before August 2026.
         logprobs_kill: issue 10810, an abort with log-probabilities kills the engine.
-        without: what an older version lacks, for Surface.
+        hex_hashes: events number blocks by hexadecimal digits, as KV cache manager 2 does.
+        without: what another version lacks, for Surface.
+        renamed: what another version calls otherwise; modules and fields, for Surface.
     """
 
     tokens: Sequence[int] = tuple(range(5, 500))
@@ -63,7 +65,9 @@ class Script:
     ignore_seeds: bool = False
     logprobs_kill: bool = False
     bugs: Bugs = field(default_factory=Bugs)
+    hex_hashes: bool = False
     without: frozenset[str] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -96,7 +100,11 @@ class FakeLLM:
         config = arguments["kv_cache_config"]
         self._events_on = config.enable_block_reuse and config.event_buffer_max_size > 0
         self.cache = FakeKvCache(
-            config.tokens_per_block, script.blocks, script.bugs, reuse=config.enable_block_reuse
+            config.tokens_per_block,
+            script.blocks,
+            script.bugs,
+            reuse=config.enable_block_reuse,
+            hex_hashes=script.hex_hashes,
         )
         self._by_priority = (
             getattr(arguments["scheduler_config"], "waiting_queue_policy", "") == "priority"
@@ -127,6 +135,7 @@ class FakeLLM:
         if not 0 <= given.get("priority", 0.5) <= 1:
             raise ValueError("priority must be a float in [0.0, 1.0]")
         ids = list(given["inputs"]["prompt_token_ids"])
+        self._check_length(ids)
         self._next_request += 1
         output = FakeRequestOutput(self._next_request, ids, self._abort)
         if len(ids) + params.max_tokens > self._script.max_seq_len:
@@ -151,6 +160,12 @@ class FakeLLM:
             self._waiting.append(sequence)
         self._wake.set()
         return output
+
+    def _check_length(self, ids: list[int]) -> None:
+        """Refuse, at once, what does not fit in a step and may not be cut (_check_arguments)."""
+        most = self.arguments["max_num_tokens"]
+        if not self.arguments["enable_chunked_prefill"] and len(ids) > most:
+            raise RequestError(f"{len(ids)} should not exceed max_num_tokens ({most})")
 
     def kv_events(self, timeout: float | None) -> FakeIterationResult:
         """What get_kv_cache_events_async returns."""

@@ -15,6 +15,7 @@ _DRAFTS = {
     "Eagle3DecodingConfig": True,
     "EagleDecodingConfig": True,
 }
+_DRAFT_MODEL = ("speculative_model", "speculative_model_dir")
 
 
 class FakeTensorRtLlm:
@@ -26,7 +27,7 @@ class FakeTensorRtLlm:
 
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or Script()
-        self.surface = Surface(self.script.without)
+        self.surface = Surface(self.script.without, self.script.renamed)
         self.llms: list[FakeLLM] = []
 
     def import_module(self, name: str) -> Any:
@@ -48,9 +49,11 @@ class FakeTensorRtLlm:
             "tensorrt_llm.llmapi": self._llmapi,
             "torch": self._torch,
         }
-        if name not in modules or name in self.script.without:
+        moved = {new: old for old, new in self.script.renamed.items()}
+        found = moved.get(name, name)
+        if found not in modules or name in {*self.script.without, *self.script.renamed}:
             raise ModuleNotFoundError(f"No module named {name!r}")
-        return modules[name]()
+        return modules[found]()
 
     def _version(self) -> str:
         return f"{self.surface.document['version']}-fake"
@@ -137,7 +140,8 @@ def _validator(name: str) -> Callable[[Any], None] | None:
     def validate(config: Any) -> None:
         if not config.max_draft_len:
             raise ValueError(f"max_draft_len must be > 0 for {name}")
-        if _DRAFTS[name] and config.speculative_model is None:
+        models = [getattr(config, each, None) for each in _DRAFT_MODEL]
+        if _DRAFTS[name] and not any(models):
             raise ValueError(f"{name} needs a draft model")
 
     return validate

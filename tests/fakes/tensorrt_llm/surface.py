@@ -8,6 +8,7 @@ extra fields) with ValueError, as pydantic's own error is one.
 import ast
 import enum
 import json
+import operator
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cache
@@ -50,12 +51,18 @@ class Surface:
     """The classes of one version.
 
     Args:
-        without: ``Class.field`` or ``Class.method(argument)`` that an older version lacks.
+        without: ``Class.field`` or ``Class.method(argument)`` that another version lacks.
+        renamed: ``Class.field`` to what another version calls it.
     """
 
-    def __init__(self, without: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        without: frozenset[str] = frozenset(),
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
         self.document = read_surface()
         self._without = without
+        self._renamed = renamed or {}
         self._classes: dict[str, type] = {}
 
     @property
@@ -85,11 +92,24 @@ class Surface:
         missing = {each.partition(".")[2] for each in self._without if each.startswith(f"{name}.")}
         return {
             **own,
-            "fields": {key: value for key, value in fields.items() if key not in missing},
+            "fields": dict(
+                self._other_name(name, key, value)
+                for key, value in fields.items()
+                if key not in missing
+            ),
             "methods": merged["methods"] | own.get("methods", {}),
             "properties": [*merged["properties"], *own.get("properties", [])],
             "attributes": [*merged["attributes"], *own.get("attributes", [])],
         }
+
+    def _other_name(
+        self, owner: str, field: str, described: dict[str, Any]
+    ) -> tuple[str, dict[str, Any]]:
+        """A field as it is called here; what was renamed has no second name."""
+        other = self._renamed.get(f"{owner}.{field}")
+        if other is None:
+            return field, described
+        return other, {key: value for key, value in described.items() if key != "aliases"}
 
     def arguments(self, owner: str, method: str) -> dict[str, Any]:
         """The arguments of a method, in their order."""
@@ -134,11 +154,13 @@ class Surface:
         error = ValueError if entry["kind"] == "pydantic" else TypeError
         positional = entry["kind"] == "dataclass" and not entry["kw_only"]
         fields: dict[str, Any] = entry["fields"]
+        aliases = {each: field for field in fields for each in fields[field].get("aliases", ())}
 
         def __init__(record: Any, *values: Any, **given: Any) -> None:  # noqa: N807
             if values and not positional:
                 raise TypeError(f"{name} takes keyword arguments only")
             given = dict(zip(fields, values, strict=False)) | given
+            given = {aliases.get(field, field): value for field, value in given.items()}
             for field, value in given.items():
                 if field not in fields:
                     raise error(f"{name}: {field} is no field of it")
@@ -160,10 +182,12 @@ class Surface:
         text = described.get("default", "None")
         if text == "factory":
             inner = described["type"]
-            return self.make(inner)() if inner in self.document["classes"] else []
+            if inner in self.document["classes"]:
+                return self.make(inner)()
+            return {} if inner.startswith(("Dict", "dict")) else []
         try:
             return ast.literal_eval(text)
-        except ValueError:
+        except (ValueError, SyntaxError):  # a name, in Python or in C++
             owner, _, member = text.rpartition(".")
             if owner in self.document["classes"]:
                 return self.make(owner)[member]  # type: ignore[index]
@@ -242,11 +266,17 @@ def _check_bounds(
 ) -> None:
     if value is None:
         return
-    if "ge" in described and value < described["ge"]:
-        raise error(f"{where} is {value}, must be at least {described['ge']}")
-    if "le" in described and value > described["le"]:
-        raise error(f"{where} is {value}, must be at most {described['le']}")
+    for bound, (holds, words) in _LIMITS.items():
+        if bound in described and not holds(value, described[bound]):
+            raise error(f"{where} is {value}, must be {words} {described[bound]}")
 
+
+_LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "more than"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "less than"),
+}
 
 # Types that say more, or less, than a class.
 _SPECIAL: dict[str, Callable[[Any], bool]] = {

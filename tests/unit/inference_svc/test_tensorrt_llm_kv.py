@@ -93,6 +93,8 @@ def test_a_wrong_parent_makes_no_wrong_name_in_a_prompt(
         {"event_id": 1, "data": None, "window_size": 8192},
         {"event_id": 1, "data": {"type": "stored"}, "window_size": 8192},
         {"event_id": 1, "data": {"type": "removed", "block_hashes": [None]}, "window_size": 8192},
+        {"event_id": 1, "data": {"type": "removed", "block_hashes": [1.5]}, "window_size": 8192},
+        {"event_id": 1, "data": {"type": "removed", "block_hashes": [True]}, "window_size": 8192},
     ],
 )
 def test_garbage_forgets_the_cache(event: dict[str, Any]) -> None:
