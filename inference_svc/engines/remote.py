@@ -142,14 +142,15 @@ class RemoteEngine:
             raise EngineFailed("the engine was closed")
         model = self._settings.adapters.get(request.adapter, self._model)
         body = completion_body(self._dialect, model, request, prompt, done, seed)
-        # What was re-encoded may be more tokens than the server counts, but not without end.
+        # What was re-encoded may be more tokens than the server counts, and an event may have
+        # none, but neither goes on without end.
         room = 2 * request.max_tokens + _MORE_TOKENS
         async with aclosing(self._server.completions(body)) as events:
             async for event in events:
                 self._life.show_sign()
                 self._check_model(event, model)
                 step = self._checked(read_step(self._dialect, event, request.logprobs is not None))
-                room -= len(step.token_ids)
+                room -= max(1, len(step.token_ids))
                 if room < 0:
                     raise EngineFailed("the remote server does not stop at max_tokens")
                 if step.ended is not None:
