@@ -336,6 +336,10 @@ async def test_what_a_stop_string_holds_back_is_given_at_the_end() -> None:
 async def test_a_stop_string_that_came_with_the_sequence_is_seen() -> None:
     """An engine that gives tokens before it has handed the sequence over is looked at too."""
     subject = await joined(stop=("11",), early=Step([10, 11, 12], [], None, None))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert subject.sequence.aborted
+    assert subject.slots.running == 0
     delta = await subject.stream.take(64, 1)
     assert delta is not None
     assert (delta.token_ids, delta.text) == ((10, 11), " 10 ")
