@@ -9,7 +9,7 @@ between its messages; all of them together then stay at a bounded rate.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -116,17 +116,7 @@ class Coalescer:
                 break
             room -= len(following.token_ids)
             parts.append(self._waiting.popleft())
-        if len(parts) == 1:
-            return first
-        return TokenDelta(
-            first.choice,
-            first.offset,
-            tuple([token_id for part in parts for token_id in part.token_ids]),
-            "".join([part.text for part in parts]),
-            tuple([logprob for part in parts for logprob in part.logprobs]),
-            parts[-1].finish_reason,
-            next((n for part in parts if (n := part.cached_prompt_tokens) is not None), None),
-        )
+        return merged(parts)
 
     async def _read(self) -> None:
         try:
@@ -146,3 +136,19 @@ class Coalescer:
             self._ended, self._error = True, error
             self._arrived.set()
             self._enough.set()
+
+
+def merged(parts: Sequence[TokenDelta]) -> TokenDelta:
+    """Deltas of one choice that follow each other, at least one, as one delta."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    return TokenDelta(
+        first.choice,
+        first.offset,
+        tuple([token_id for part in parts for token_id in part.token_ids]),
+        "".join([part.text for part in parts]),
+        tuple([logprob for part in parts for logprob in part.logprobs]),
+        parts[-1].finish_reason,
+        next((n for part in parts if (n := part.cached_prompt_tokens) is not None), None),
+    )

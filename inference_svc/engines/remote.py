@@ -24,6 +24,8 @@ from inference_svc.engine import (
     ModelFacts,
     TokenDelta,
 )
+from inference_svc.engines.adapters import check_adapter
+from inference_svc.engines.engine_life import EngineLife
 from inference_svc.engines.local_tokenizer import LocalTokenizer, read_tokenizer
 from inference_svc.engines.remote_dialect import (
     Dialect,
@@ -38,7 +40,7 @@ from inference_svc.kv_events import KvListener
 from inference_svc.remote_settings import RemoteSettings
 from inference_svc.slots import Slots
 from inference_svc.tokenizing import encode
-from sidecache.errors import EngineFailed, NotFound, SetupError, SidecacheError
+from sidecache.errors import EngineFailed, SetupError, SidecacheError
 
 MAX_CHOICES = 8
 _LOAD_RETRY_S = 0.5
@@ -66,15 +68,13 @@ class RemoteEngine:
         self._model = settings.model or model_name
         self._settings = settings
         self._slots = slots
-        self._streams: set[SequenceStream] = set()
-        self._last_sign = 0.0
+        self._life = EngineLife(slots)
         self._suspect = asyncio.Event()
         self._prober: asyncio.Task[None] | None = None
         self._server: RemoteServer | None = None
         self._tokenizer: LocalTokenizer
         self._dialect: Dialect
         self._facts: ModelFacts
-        self._failure: asyncio.Future[EngineFailed] | None = None
 
     @property
     def facts(self) -> ModelFacts:
@@ -84,7 +84,7 @@ class RemoteEngine:
         """Nothing is heard of a remote KV cache."""
 
     async def load(self) -> None:
-        self._failure = asyncio.get_running_loop().create_future()
+        self._life.begin()
         if not self._settings.base_url:
             raise SetupError(
                 "engine remote needs remote.base_url (SIDECACHE_WORKER_REMOTE__BASE_URL), such as "
@@ -102,13 +102,12 @@ class RemoteEngine:
         self._prober = asyncio.create_task(self._probe(self._server))
 
     async def aclose(self) -> None:
-        self._die(EngineFailed("the engine was closed"))
+        self._life.die(EngineFailed("the engine was closed"))
         if self._prober is not None:
             self._prober.cancel()
             await asyncio.wait((self._prober,))
             self._prober = None
-        for stream in list(self._streams):
-            await stream.aclose()
+        await self._life.close_streams()
         if self._server is not None:
             server, self._server = self._server, None
             await server.aclose()
@@ -123,30 +122,17 @@ class RemoteEngine:
             Choice(index, self._tokenizer.decoder(), request.stop) for index in range(request.n)
         ]
         stream = SequenceStream(request, choices, self._tokenizer.end_token_ids, self, self._slots)
-        if not self._streams:
-            self._lives()
-        self._streams.add(stream)
-        try:
+        async with self._life.running(stream):
             yield stream
-        finally:
-            self._streams.discard(stream)
-            await stream.aclose()
 
     def load_figures(self) -> EngineLoad:
-        return EngineLoad(
-            running_sequences=self._slots.running,
-            waiting_sequences=self._slots.waiting,
-            max_sequences=self._slots.max_sequences,
-            waiting_prompt_tokens=self._slots.waiting_prompt_tokens,
-        )
+        return self._life.load_figures()
 
     def silent_s(self) -> float:
-        if not self._slots.running:
-            return 0.0
-        return asyncio.get_running_loop().time() - self._last_sign
+        return self._life.silent_s()
 
     async def wait_failed(self) -> EngineFailed:
-        return await asyncio.shield(self._loaded())
+        return await self._life.wait_failed()
 
     async def generate(
         self, request: GenerationRequest, prompt: list[int], done: int, seed: int
@@ -156,14 +142,15 @@ class RemoteEngine:
             raise EngineFailed("the engine was closed")
         model = self._settings.adapters.get(request.adapter, self._model)
         body = completion_body(self._dialect, model, request, prompt, done, seed)
-        # What was re-encoded may be more tokens than the server counts, but not without end.
+        # What was re-encoded may be more tokens than the server counts, and an event may have
+        # none, but neither goes on without end.
         room = 2 * request.max_tokens + _MORE_TOKENS
         async with aclosing(self._server.completions(body)) as events:
             async for event in events:
-                self._lives()
+                self._life.show_sign()
                 self._check_model(event, model)
                 step = self._checked(read_step(self._dialect, event, request.logprobs is not None))
-                room -= len(step.token_ids)
+                room -= max(1, len(step.token_ids))
                 if room < 0:
                     raise EngineFailed("the remote server does not stop at max_tokens")
                 if step.ended is not None:
@@ -286,7 +273,7 @@ class RemoteEngine:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.probe_interval_s):
                     await self._suspect.wait()
-            silent_s = asyncio.get_running_loop().time() - self._last_sign
+            silent_s = asyncio.get_running_loop().time() - self._life.last_sign
             if not self._suspect.is_set() and silent_s < self._settings.probe_interval_s:
                 failures = 0
                 continue
@@ -296,42 +283,19 @@ class RemoteEngine:
                 self._pick(await server.models(self._settings.probe_timeout_s))
             except EngineFailed as error:
                 # Tokens that came meanwhile are better news.
-                failures = failures + 1 if self._last_sign < asked else 0
+                failures = failures + 1 if self._life.last_sign < asked else 0
                 problem = error.text
             except SetupError as error:
-                self._die(EngineFailed(error.text))
+                self._life.die(EngineFailed(error.text))
                 return
             else:
                 failures = 0
-                self._lives()
-        self._die(EngineFailed(f"{problem} ({failures} times in a row)"))
-
-    def _lives(self) -> None:
-        self._last_sign = asyncio.get_running_loop().time()
-
-    def _die(self, failure: EngineFailed) -> None:
-        """Every running request learns of it; later ones are refused."""
-        if self._failure is not None and not self._failure.done():
-            self._failure.set_result(failure)
-        for stream in list(self._streams):
-            stream.end(EngineFailed(failure.text))
-
-    def _loaded(self) -> asyncio.Future[EngineFailed]:
-        if self._failure is None:
-            raise EngineFailed("the engine was not loaded")
-        return self._failure
+                self._life.show_sign()
+        self._life.die(EngineFailed(f"{problem} ({failures} times in a row)"))
 
     def _check(self, request: GenerationRequest) -> None:
-        failure = self._loaded()
-        if failure.done():
-            raise EngineFailed(failure.result().text)
-        if request.adapter and request.adapter not in self._settings.adapters:
-            raise NotFound(
-                f"adapter {request.adapter!r} is not known; "
-                f"this worker has {', '.join(self._settings.adapters) or 'none'}",
-                kind="adapter",
-                name=request.adapter,
-            )
+        self._life.check()
+        check_adapter(request.adapter, self._settings.adapters)
         if request.guided is not None:
             check_grammar(request.guided)
         self._dialect.more_fields(request)

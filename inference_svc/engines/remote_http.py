@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from inference_svc.engines.in_turns import InTurns
 from inference_svc.engines.remote_http2 import teach_resets
 from inference_svc.remote_settings import RemoteSettings
 from sidecache.errors import EngineFailed, InvalidRequest, Overloaded, SetupError, SidecacheError
@@ -115,9 +116,10 @@ class RemoteServer:
                 lines = _data_lines(response)
             # The rest of the first token's time, then a limit for each line.
             deadline = limit.when()
+            in_turns = InTurns(lines)
             while True:
                 async with asyncio.timeout_at(deadline):
-                    line = await anext(lines, None)
+                    line = await in_turns.next()
                 if line is None:
                     raise EngineFailed(f"{self._where} broke the stream off")
                 if line == _DONE:

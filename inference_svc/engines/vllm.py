@@ -8,11 +8,11 @@ docs/decisions/0018-vllm-and-remote.md has the reasons.
 
 import asyncio
 import itertools
-import logging
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,28 +27,30 @@ from inference_svc.engine import (
     Sampling,
     TokenDelta,
 )
+from inference_svc.engines.adapters import check_adapter
 from inference_svc.engines.checkpoint import Checkpoint, read_checkpoint
-from inference_svc.engines.engine_stderr import EngineStderr
+from inference_svc.engines.engine_life import EngineLife
 from inference_svc.engines.gpu_memory import GpuMeter
 from inference_svc.engines.hf_tokenizer import HfTokenizer
-from inference_svc.engines.pulled_sequence import Outputs, PulledSequence
-from inference_svc.engines.sequence_stream import SequenceStream, Step
+from inference_svc.engines.pulled_sequence import Outputs
+from inference_svc.engines.pulled_stream import PulledStream
+from inference_svc.engines.sequence_stream import Step
+from inference_svc.engines.vllm_arguments import sampling_parameters
 from inference_svc.engines.vllm_blocks import BlockNames
-from inference_svc.engines.vllm_setup import advice, check_adapters, load_vllm
+from inference_svc.engines.vllm_outputs import read_step
+from inference_svc.engines.vllm_processes import VllmProcesses
+from inference_svc.engines.vllm_setup import check_adapters, load_vllm
 from inference_svc.grammar import check_grammar
 from inference_svc.kv_events import KvListener, ignore
 from inference_svc.slots import Slots
 from inference_svc.tokenizing import encode
 from inference_svc.vllm_settings import VllmSettings
-from sidecache.errors import EngineFailed, NotFound, SetupError, SidecacheError
+from sidecache.errors import EngineFailed, SetupError, SidecacheError
 
 MAX_CHOICES = 8
 _WARM_UP_PROMPT_TOKENS = 64
 _WARM_UP_TOKENS = 4
 _RESYNC_INTERVAL_S = 1.0
-_MAX_CAUSE_CHARACTERS = 400
-
-logger = logging.getLogger(__name__)
 
 
 class VllmEngine:
@@ -67,24 +69,20 @@ class VllmEngine:
         self._settings = settings
         self._slots = slots
         self._numbers = itertools.count(1)
-        self._streams: set[SequenceStream | PulledSequence] = set()
+        self._life = EngineLife(slots)
+        self._processes = VllmProcesses(model_path, settings, self._life.die)
         self._tell_kv: KvListener = ignore
         self._kv_cache_usage = 0.0
         self._kv_blocks = 0
-        self._last_sign = 0.0
         self._last_resync = float("-inf")
         self._adapters: dict[str, Any] = {}
-        self._stderr = EngineStderr()
-        self._engine: Any = None
         self._api: ModuleType
         self._kv: Any = None
         self._folder: str | None = None
         self._gpus: GpuMeter | None = None
-        self._sentinels: list[int] = []
         self._checkpoint: Checkpoint
         self._tokenizer: HfTokenizer
         self._facts: ModelFacts
-        self._failure: asyncio.Future[EngineFailed] | None = None
 
     @property
     def facts(self) -> ModelFacts:
@@ -93,13 +91,13 @@ class VllmEngine:
     @property
     def pids(self) -> list[int]:
         """Of the engine's processes on this machine."""
-        return [each.pid for each in self._api.processes(self._engine) if each.pid is not None]
+        return self._processes.pids
 
     def listen_kv(self, listener: KvListener) -> None:
         self._tell_kv = listener
 
     async def load(self) -> None:
-        self._failure = asyncio.get_running_loop().create_future()
+        self._life.begin()
         dummy = self._settings.load_format == "dummy"
         self._checkpoint = await asyncio.to_thread(
             read_checkpoint, self._model_path, with_weights=not dummy
@@ -123,22 +121,15 @@ class VllmEngine:
                 "(vllm.load_timeout_s)"
             ) from None
         except EngineFailed as error:
-            raise self._not_started(error) from error
+            raise self._processes.not_started(error) from error
 
     async def aclose(self) -> None:
-        self._die(EngineFailed("the engine was closed"))
-        loop = asyncio.get_running_loop()
-        for sentinel in self._sentinels:
-            loop.remove_reader(sentinel)
-        self._sentinels = []
-        for stream in list(self._streams):
-            await stream.aclose()
+        self._life.die(EngineFailed("the engine was closed"))
+        await self._life.close_streams()
         if self._kv is not None:
             await self._kv.aclose()
             self._kv = None
-        if self._engine is not None:
-            engine, self._engine = self._engine, None
-            await asyncio.to_thread(self._api.shut_down, engine)
+        await self._processes.aclose()
         if self._gpus is not None:
             self._gpus.close()
         if self._folder is not None:
@@ -154,22 +145,14 @@ class VllmEngine:
         choices = [
             Choice(index, self._tokenizer.decoder(), request.stop) for index in range(request.n)
         ]
-        stream = self._stream(request, choices)
-        if not self._streams:
-            self._last_sign = asyncio.get_running_loop().time()
-        self._streams.add(stream)
-        try:
+        ends = self._checkpoint.end_token_ids
+        stream = PulledStream(request, choices, ends, self, self._slots)
+        async with self._life.running(stream):
             yield stream
-        finally:
-            self._streams.discard(stream)
-            await stream.aclose()
 
     def load_figures(self) -> EngineLoad:
-        return EngineLoad(
-            running_sequences=self._slots.running,
-            waiting_sequences=self._slots.waiting,
-            max_sequences=self._slots.max_sequences,
-            waiting_prompt_tokens=self._slots.waiting_prompt_tokens,
+        return replace(
+            self._life.load_figures(),
             # vLLM says nothing after the last step, which an abort may have followed.
             kv_cache_usage=self._kv_cache_usage if self._slots.running else 0.0,
             kv_blocks=self._kv_blocks or None,
@@ -177,21 +160,10 @@ class VllmEngine:
         )
 
     def silent_s(self) -> float:
-        if not self._slots.running:
-            return 0.0
-        return asyncio.get_running_loop().time() - self._last_sign
+        return self._life.silent_s()
 
     async def wait_failed(self) -> EngineFailed:
-        return await asyncio.shield(self._loaded())
-
-    def generate(
-        self, request: GenerationRequest, prompt: list[int], done: int, seed: int
-    ) -> AsyncGenerator[Any, None]:
-        """Outputs of one sequence; closing the generator aborts it."""
-        outputs: AsyncGenerator[Any, None] = self._api.generate(
-            *self._asked(request, prompt, done, seed), **self._joining(request)
-        )
-        return outputs
+        return await self._life.wait_failed()
 
     async def add(
         self,
@@ -207,39 +179,33 @@ class VllmEngine:
         )
         return outputs
 
+    def generate(
+        self, request: GenerationRequest, prompt: list[int], done: int, seed: int
+    ) -> AsyncGenerator[Any, None]:
+        """One sequence as vLLM itself streams it: what benchmarks compare a worker with."""
+        outputs: AsyncGenerator[Any, None] = self._api.generate(
+            *self._asked(request, prompt, done, seed), **self._joining(request)
+        )
+        return outputs
+
     def read(self, output: Any, wanted: int | None) -> Step:
         """What one of vLLM's outputs says."""
-        completion = output.outputs[0]
-        return Step(
-            [int(each) for each in completion.token_ids],
-            self._api.logprobs(completion, wanted),
-            self._api.finish_reason(completion.finish_reason),
-            output.num_cached_tokens,
-        )
+        return read_step(output, wanted)
 
     def failed(self, error: Exception) -> SidecacheError:
         """What the engine raised, as one of our errors; its death is everybody's."""
         ours: SidecacheError = self._api.as_our_error(error)
-        if self._engine is not None and self._engine.errored:
-            self._die(self._death())
-            return EngineFailed(self._loaded().result().text)
-        return ours
-
-    def _stream(
-        self, request: GenerationRequest, choices: list[Choice]
-    ) -> SequenceStream | PulledSequence:
-        ends = self._checkpoint.end_token_ids
-        # A stop string is looked for with every token, so that its choice leaves the batch.
-        if request.n == 1 and not request.stop:
-            return PulledSequence(request, choices[0], ends, self, self._slots)
-        return SequenceStream(request, choices, ends, self, self._slots)
+        engine = self._processes.engine
+        if engine is None or not engine.errored:
+            return ours
+        return self._life.die(self._processes.death())
 
     def _asked(
         self, request: GenerationRequest, prompt: list[int], done: int, seed: int
     ) -> tuple[Any, list[int], Any, str]:
         ends = sorted(self._checkpoint.end_token_ids)
-        parameters = self._api.sampling_parameters(request, done, seed, ends)
-        return self._engine, prompt, parameters, str(next(self._numbers))
+        parameters = sampling_parameters(request, done, seed, ends)
+        return self._processes.engine, prompt, parameters, str(next(self._numbers))
 
     def _joining(self, request: GenerationRequest) -> dict[str, Any]:
         return {
@@ -251,37 +217,22 @@ class VllmEngine:
     async def _start(self) -> None:
         """Start vLLM's processes, hear its KV events, and watch that it lives."""
         endpoints = self._kv_endpoints()
-        loop = asyncio.get_running_loop()
 
         def observe(kv_cache_usage: float) -> None:
             self._kv_cache_usage = kv_cache_usage
-            self._last_sign = loop.time()
+            self._life.show_sign()
 
-        with self._stderr.tapped():
-            starting = asyncio.create_task(
-                asyncio.to_thread(
-                    self._api.start,
-                    self._model_path,
-                    self._settings,
-                    max_sequences=self._slots.max_sequences,
-                    kv_endpoints=endpoints,
-                    observe=observe,
-                )
-            )
-            try:
-                self._engine = await asyncio.shield(starting)
-            except asyncio.CancelledError:
-                # A thread cannot be stopped: what it starts is ended as soon as it is there.
-                starting.add_done_callback(self._end_late)
-                raise
-            except Exception as error:
-                raise self._not_started(error) from error
-        block_size, self._kv_blocks, _ = self._api.figures(self._engine)
+        await self._processes.start(
+            self._api,
+            max_sequences=self._slots.max_sequences,
+            kv_endpoints=endpoints,
+            observe=observe,
+        )
+        block_size, self._kv_blocks, context_length = self._api.figures(self._processes.engine)
         if self._kv is not None:
             self._kv.connect(BlockNames(block_size, self._kv_blocks, self._hear_kv))
         self._gpus = GpuMeter() if self._api.device_kind() == "cuda" else None
-        self._facts = self._describe()
-        self._watch()
+        self._facts = self._describe(block_size, context_length)
 
     def _kv_endpoints(self) -> tuple[str, str] | None:
         if not self._settings.kv_events:
@@ -300,11 +251,12 @@ class VllmEngine:
     async def _resync(self) -> None:
         """The cache holds blocks nobody can name: empty it, unless it is in use."""
         now = asyncio.get_running_loop().time()
-        if now - self._last_resync < _RESYNC_INTERVAL_S or self._engine is None:
+        engine = self._processes.engine
+        if now - self._last_resync < _RESYNC_INTERVAL_S or engine is None:
             return
         self._last_resync = now
         with suppress(Exception):  # a dying engine says so elsewhere
-            await self._api.forget_prefixes(self._engine)
+            await self._api.forget_prefixes(engine)
 
     async def _warm_up(self) -> None:
         """Greedy, then a burst of sampled streams: kernels, graphs and the sampler compile."""
@@ -324,7 +276,7 @@ class VllmEngine:
                 if (error := task.result()) is not None:
                     raise EngineFailed(error.text)
         if self._settings.prefix_caching:
-            await self._api.forget_prefixes(self._engine)
+            await self._api.forget_prefixes(self._processes.engine)
 
     async def _run(self, request: GenerationRequest) -> SidecacheError | None:
         """Run one request to its end; what went wrong, if anything did."""
@@ -336,71 +288,19 @@ class VllmEngine:
             return error
         return None
 
-    def _watch(self) -> None:
-        """Notice the death of the engine's processes at once, busy or not."""
-        loop = asyncio.get_running_loop()
-        for process in self._api.processes(self._engine):
-            self._sentinels.append(process.sentinel)
-            loop.add_reader(process.sentinel, self._process_ended, process)
-
-    def _process_ended(self, process: Any) -> None:
-        asyncio.get_running_loop().remove_reader(process.sentinel)
-        self._sentinels.remove(process.sentinel)
-        process.join(0)
-        self._die(self._death(process.exitcode))
-
-    def _death(self, code: int | None = None) -> EngineFailed:
-        cause = self._stderr.cause()
-        for process in self._api.processes(self._engine):
-            code = process.exitcode if code is None else code
-        how = "" if code is None else f" with exit code {code}"
-        if code is not None and code < 0:
-            how = f" by signal {-code}"
-        return EngineFailed(f"the engine process ended{how}" + (f": {cause}" if cause else ""))
-
-    def _die(self, failure: EngineFailed) -> None:
-        """Every running request learns of it; later ones are refused."""
-        if self._failure is not None and not self._failure.done():
-            self._failure.set_result(failure)
-        for stream in list(self._streams):
-            stream.end(EngineFailed(failure.text))
-
-    def _loaded(self) -> asyncio.Future[EngineFailed]:
-        if self._failure is None:
-            raise EngineFailed("the engine was not loaded")
-        return self._failure
-
     def _check(self, request: GenerationRequest) -> None:
-        failure = self._loaded()
-        if failure.done():
-            raise EngineFailed(failure.result().text)
-        if request.adapter and request.adapter not in self._adapters:
-            raise NotFound(
-                f"adapter {request.adapter!r} is not known; "
-                f"this worker has {', '.join(self._adapters) or 'none'}",
-                kind="adapter",
-                name=request.adapter,
-            )
+        self._life.check()
+        check_adapter(request.adapter, self._adapters)
         if request.guided is not None:
             check_grammar(request.guided)
 
-    def _not_started(self, error: Exception) -> SetupError:
-        cause = self._stderr.cause() or f"{type(error).__name__}: {error}"
-        cause = " ".join(cause.split())[:_MAX_CAUSE_CHARACTERS]
-        return SetupError(f"vLLM could not start with {self._model_path}: {cause}{advice(cause)}")
-
-    def _end_late(self, starting: "asyncio.Task[Any]") -> None:
-        if not starting.cancelled() and starting.exception() is None:
-            self._api.shut_down(starting.result())
-
-    def _describe(self) -> ModelFacts:
-        block_size, _, context_length = self._api.figures(self._engine)
+    def _describe(self, block_size: int, context_length: int) -> ModelFacts:
         template = self._tokenizer.template_fingerprint
         return ModelFacts(
             name=self._model_name,
             revision=self._checkpoint.revision,
             engine="vllm",
-            build=self._api.build(self._engine),
+            build=self._api.build(self._processes.engine),
             context_length=context_length,
             vocabulary_size=self._checkpoint.vocabulary_size,
             block_size=block_size,

@@ -1,8 +1,9 @@
-"""The only place that knows vLLM's names: 0.25.1 to 0.32.
+"""The only place that drives vLLM: 0.25.1 to 0.32.
 
 vLLM moves fast and promises little about its Python interface, so everything that
-differs between releases, or reaches behind AsyncLLM, is here. Importing this module
-imports vLLM.
+differs between releases, or reaches behind AsyncLLM, is here; the names of its arguments
+are in :mod:`inference_svc.engines.vllm_arguments`, those of its outputs in
+:mod:`inference_svc.engines.vllm_outputs`.
 
 Differences that are handled:
 
@@ -14,13 +15,13 @@ Differences that are handled:
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from inference_svc.engine import FinishReason, GenerationRequest, TokenLogprob
 from inference_svc.engines import vllm_child
+from inference_svc.engines.vllm_arguments import engine_arguments
 from inference_svc.engines.vllm_outputs import VllmOutputs
 from inference_svc.vllm_settings import VllmSettings
 from sidecache.errors import EngineFailed, InvalidRequest, SetupError, SidecacheError
@@ -118,80 +119,9 @@ def start(
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
 
     arguments = AsyncEngineArgs(
-        **_engine_arguments(model_path, settings, max_sequences, kv_endpoints)
+        **engine_arguments(model_path, settings, max_sequences, kv_endpoints)
     )
     return AsyncLLM.from_engine_args(arguments, stat_loggers=[_observer(observe)])
-
-
-def _engine_arguments(
-    model_path: Path,
-    settings: VllmSettings,
-    max_sequences: int,
-    kv_endpoints: tuple[str, str] | None,
-) -> dict[str, Any]:
-    """Our settings in vLLM's words; what is unset is left to vLLM."""
-    given: dict[str, Any] = {
-        "model": str(model_path),
-        "dtype": settings.dtype,
-        "max_model_len": settings.max_model_len,
-        "gpu_memory_utilization": settings.gpu_memory_utilization,
-        "kv_cache_dtype": settings.kv_cache_dtype,
-        "block_size": settings.block_size,
-        "max_num_batched_tokens": settings.max_num_batched_tokens,
-        "enable_prefix_caching": settings.prefix_caching,
-        "max_num_seqs": max_sequences,
-        # One more than promised, since the chosen token may be among the best.
-        "max_logprobs": settings.max_top_logprobs + 1,
-        "scheduling_policy": "priority" if settings.priority_scheduling else "fcfs",
-        "enforce_eager": settings.enforce_eager,
-        "load_format": settings.load_format,
-        "quantization": settings.quantization,
-        "tensor_parallel_size": settings.tensor_parallel,
-        "pipeline_parallel_size": settings.pipeline_parallel,
-        "speculative_config": _speculative(settings),
-        "enable_log_requests": False,
-        "disable_log_stats": True,
-        # Sampling parameters come from the request and from nowhere else.
-        "generation_config": "vllm",
-    }
-    if settings.kv_cache_mib is not None:
-        given["kv_cache_memory_bytes"] = settings.kv_cache_mib << 20
-    if settings.distributed_executor != "auto":
-        given["distributed_executor_backend"] = settings.distributed_executor
-    if settings.adapters:
-        given |= {
-            "enable_lora": True,
-            "max_loras": min(len(settings.adapters), 8),
-            "max_lora_rank": settings.max_lora_rank,
-        }
-    if kv_endpoints is not None:
-        given["kv_events_config"] = _kv_events(kv_endpoints, settings.kv_event_buffer_steps)
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _kv_events(endpoints: tuple[str, str], buffer_steps: int) -> Any:
-    from vllm.config.kv_events import KVEventsConfig  # noqa: PLC0415
-
-    publish, replay = endpoints
-    return KVEventsConfig(
-        enable_kv_cache_events=True,
-        publisher="zmq",
-        endpoint=publish,
-        replay_endpoint=replay,
-        buffer_steps=buffer_steps,
-    )
-
-
-def _speculative(settings: VllmSettings) -> dict[str, Any] | None:
-    chosen = settings.speculative
-    if chosen is None:
-        return None
-    config: dict[str, Any] = {"method": chosen.method, "num_speculative_tokens": chosen.num_tokens}
-    if chosen.model is not None:
-        config["model"] = str(chosen.model)
-    if chosen.method == "ngram":
-        config["prompt_lookup_max"] = chosen.prompt_lookup_max
-    return config
 
 
 def _observer(observe: Callable[[float], None]) -> Any:
@@ -223,54 +153,6 @@ def _observer(observe: Callable[[float], None]) -> Any:
     return Observer
 
 
-def sampling_parameters(
-    request: GenerationRequest, done: int, seed: int, end: Sequence[int]
-) -> Any:
-    """The request in vLLM's words; stop strings and text are ours.
-
-    Args:
-        request: of one choice or more.
-        seed: of this choice; counts only where it is sampled.
-        done: tokens of the choice that were delivered before.
-        end: ids that end an answer.
-    """
-    from vllm import SamplingParams  # noqa: PLC0415
-    from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
-
-    sampling = request.sampling
-    given: dict[str, Any] = {
-        "max_tokens": request.max_tokens - done,
-        "temperature": sampling.temperature,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "repetition_penalty": sampling.repetition_penalty,
-        "stop_token_ids": list(end),
-        "detokenize": False,
-        "output_kind": RequestOutputKind.DELTA,
-    }
-    if sampling.temperature > 0:
-        # torch takes a signed seed.
-        given |= {"top_p": sampling.top_p, "top_k": sampling.top_k, "seed": seed % 2**63}
-    if request.logprobs is not None:
-        given["logprobs"] = request.logprobs + 1 if request.logprobs else 0
-    if request.guided is not None:
-        given["structured_outputs"] = _grammar(request)
-    try:
-        return SamplingParams(**given)
-    except ValueError as error:
-        raise InvalidRequest(f"the engine refuses it: {error}", field="sampling") from error
-
-
-def _grammar(request: GenerationRequest) -> Any:
-    from vllm.sampling_params import StructuredOutputsParams  # noqa: PLC0415
-
-    guided = request.guided
-    assert guided is not None  # noqa: S101 - asked for by the caller alone
-    if guided.kind == "regex":
-        return StructuredOutputsParams(regex=guided.grammar)
-    return StructuredOutputsParams(json=guided.grammar)
-
-
 def adapter_request(name: str, number: int, folder: Path) -> Any:
     """What asks for a LoRA adapter."""
     from vllm.lora.request import LoRARequest  # noqa: PLC0415
@@ -283,12 +165,7 @@ def generate(
 ) -> AsyncGenerator[Any, None]:
     """The outputs of one sequence, each by itself; closing the generator aborts it.
 
-    Args:
-        engine: an AsyncLLM.
-        prompt: ids.
-        parameters: of :func:`sampling_parameters`.
-        request_id: unique in the engine.
-        **joining: salt, adapter and priority of :func:`_joining`.
+    The arguments are those of :func:`add`.
     """
     rendered, more = _joining(prompt, **joining)
     outputs: AsyncGenerator[Any, None] = engine.generate(rendered, parameters, request_id, **more)
@@ -305,7 +182,13 @@ async def add(
 ) -> VllmOutputs:
     """The outputs of one sequence, merged for as long as nobody takes them.
 
-    As :func:`generate` but for ``tell``, which is :class:`VllmOutputs`'.
+    Args:
+        engine: an AsyncLLM.
+        prompt: ids.
+        parameters: of :func:`vllm_arguments.sampling_parameters`.
+        request_id: unique in the engine.
+        tell: of :class:`VllmOutputs`.
+        **joining: salt, adapter and priority of :func:`_joining`.
     """
     rendered, more = _joining(prompt, **joining)
     collector = await engine.add_request(request_id, rendered, parameters, **more)
@@ -321,40 +204,6 @@ def _joining(
         rendered["cache_salt"] = salt
     # Ours: higher first. vLLM's: lower first.
     return rendered, {"lora_request": adapter, "priority": -priority}
-
-
-def finish_reason(reason: str | None) -> FinishReason | None:
-    """Why a sequence ended, or None while it runs.
-
-    Raises:
-        EngineFailed: vLLM gave it up for a reason of its own.
-    """
-    match reason:
-        case None:
-            return None
-        case "stop":
-            return FinishReason.STOP
-        case "length":
-            return FinishReason.LENGTH
-        case _:
-            raise EngineFailed(f"the engine ended the sequence by itself: {reason}")
-
-
-def logprobs(completion: Any, wanted: int | None) -> list[TokenLogprob]:
-    """One for each token of the output; ``wanted`` others at most."""
-    if wanted is None or completion.logprobs is None:
-        return []
-    pairs = zip(completion.token_ids, completion.logprobs, strict=True)
-    return [_token_logprob(int(token_id), step, wanted) for token_id, step in pairs]
-
-
-def _token_logprob(chosen: int, step: dict[int, Any], wanted: int) -> TokenLogprob:
-    others = sorted(
-        ((token_id, float(each.logprob)) for token_id, each in step.items() if token_id != chosen),
-        key=lambda pair: -pair[1],
-    )
-    # Rounding in the engine may leave a hair above the probability of 1.
-    return TokenLogprob(min(0.0, float(step[chosen].logprob)), tuple(others[:wanted]))
 
 
 def as_our_error(error: Exception) -> SidecacheError:

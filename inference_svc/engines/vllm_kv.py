@@ -37,7 +37,7 @@ class KvEventStream:
     def __init__(self, folder: Path, resync: Callable[[], Awaitable[None]]) -> None:
         self.endpoints = (f"ipc://{folder}/events", f"ipc://{folder}/replay")
         self._resync = resync
-        self._names: BlockNames | None = None
+        self._names: BlockNames  # of connect()
         self._next = 0
         self._task: asyncio.Task[None] | None = None
         self._context = zmq.asyncio.Context()
@@ -74,7 +74,6 @@ class KvEventStream:
 
     async def _apply(self, payload: bytes) -> None:
         self._next += 1
-        assert self._names is not None  # noqa: S101 - connect() comes first
         try:
             known = [self._names.apply(event) for event in self._decoder.decode(payload)[1]]
         except (msgspec.DecodeError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -112,6 +111,5 @@ class KvEventStream:
             await self._apply(payload)
 
     async def _start_over(self) -> None:
-        assert self._names is not None  # noqa: S101 - connect() comes first
         self._names.clear()
         await self._resync()

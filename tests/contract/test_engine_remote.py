@@ -13,7 +13,7 @@ from inference_svc.engine import Continuation, FinishReason, Guided, Sampling
 from inference_svc.engines.remote import RemoteEngine
 from inference_svc.remote_settings import RemoteSettings
 from sidecache.errors import EngineFailed, InvalidRequest, Overloaded, SetupError, SidecacheError
-from tests.contract.engines import MAX_SEQUENCES, Subject
+from tests.contract.engines import MAX_SEQUENCES, Subject, collect
 from tests.fixtures.faulty_server import (
     HEADERS,
     Behaviour,
@@ -27,6 +27,7 @@ from tests.fixtures.faulty_server import (
 )
 from tests.fixtures.llama_server import LlamaServer, remote
 
+DONE = b"data: [DONE]\n\n"
 QUESTION = "Write a short poem about the sea."
 
 
@@ -51,7 +52,7 @@ BROKEN: dict[str, tuple[Behaviour, str]] = {
     "resets": (say(HEADERS, event("The"), then="reset"), "remote server"),
     "breaks off": (say(HEADERS, event("The")), "broke the stream off"),
     "ends without a reason": (
-        say(HEADERS, event("The"), b"data: [DONE]\n\n"), "without a finish reason"),
+        say(HEADERS, event("The"), DONE), "without a finish reason"),
     "sends no HTTP": (say(b"\x00\x01garbage\r\n\r\n"), "remote server"),
     "sends no JSON": (say(HEADERS, b"data: {what\n\n"), "no JSON object"),
     "sends other JSON": (say(HEADERS, b'data: {"choices": 7}\n\n'), "no completion"),
@@ -64,7 +65,8 @@ BROKEN: dict[str, tuple[Behaviour, str]] = {
     "sends a page": (
         say(HEADERS.replace(b"text/event-stream", b"text/html"), b"<html>"), "text/html"),
     "never ends": (say(HEADERS, *[event(" sea" * 50)] * 50, then="hang"), "does not stop at"),
-    "is done before it began": (say(HEADERS, b"data: [DONE]\n\n"), "without a finish reason"),
+    "says nothing for ever": (say(HEADERS, *[event("")] * 300, then="hang"), "does not stop at"),
+    "is done before it began": (say(HEADERS, DONE), "without a finish reason"),
     "answers 500": (refuse(500), "answers 500: for a reason"),
     "answers 401": (refuse(401), "answers 401"),
     "has lost the model": (refuse(404), "answers 404"),
@@ -109,9 +111,23 @@ async def test_whole_answers_leave_no_connection_behind(checkpoint_folder: Path)
     It did once, and after a dozen answers every request and probe waited in vain.
     """
     async with faulty(checkpoint_folder) as (server, subject), asyncio.timeout(30):
-        server.completion = at_once(event("The sea", "length"), b"data: [DONE]\n\n")
+        server.completion = at_once(event("The sea", "length"), DONE)
         for _ in range(3 * MAX_SEQUENCES):
             assert (await subject.ask(QUESTION)).text() == "The sea"
+
+
+async def test_a_slow_reader_keeps_no_one(checkpoint_folder: Path) -> None:
+    """A burst is read to its end though nobody takes it: its slot is free, and no token lost."""
+    async with faulty(checkpoint_folder) as (server, subject), asyncio.timeout(30):
+        server.completion = say(HEADERS, event(" sea") * 500, event("", "length"), DONE)
+        async with subject.engine.submit(await subject.request(QUESTION, 500)) as deltas:
+            while not subject.engine.load_figures().running_sequences:
+                await asyncio.sleep(0.001)
+            while subject.engine.load_figures().running_sequences:
+                await asyncio.sleep(0.001)
+            answer = await collect(deltas)
+        assert answer.text() == " sea" * 500
+        assert len(answer.ids()) == 500
 
 
 UTF8 = b'data: {"choices": [{"index": 0, "text": "' + "海 🌊".encode() + b'"}]}\n\n'
@@ -121,7 +137,7 @@ ODD = {
         HEADERS, *[UTF8[n : n + 1] for n in range(len(UTF8))], LAST, pause_s=0.001),
     "no [DONE]": say(HEADERS, UTF8, LAST),
     "comments and other fields": say(
-        HEADERS, b": keep-alive\n\nevent: x\nid: 7\n", UTF8, b":\n\n", LAST, b"data: [DONE]\n\n"),
+        HEADERS, b": keep-alive\n\nevent: x\nid: 7\n", UTF8, b":\n\n", LAST, DONE),
     "lines of CR LF": say(HEADERS, UTF8.replace(b"\n", b"\r\n"), LAST.replace(b"\n", b"\r\n")),
     "no content type": say(
         HEADERS.replace(b"content-type: text/event-stream\r\n", b""), UTF8, LAST),
@@ -214,7 +230,7 @@ async def test_text_alone_has_exact_text(checkpoint_folder: Path) -> None:
     """Of a server that tells no ids, ids are made that read as its text."""
     async with faulty(checkpoint_folder) as (server, subject):
         text = "Größe 日本 😀"
-        server.completion = say(HEADERS, event(text), event("", "stop"), b"data: [DONE]\n\n")
+        server.completion = say(HEADERS, event(text), event("", "stop"), DONE)
         answer = await subject.ask(QUESTION)
         assert answer.text() == text == subject.decode(answer.ids())
         assert answer.reason() is FinishReason.STOP

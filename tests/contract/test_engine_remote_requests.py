@@ -228,7 +228,7 @@ async def test_an_idle_engine_is_not_silent(checkpoint_folder: Path) -> None:
     """Nor is one that has just been asked: what counts is since when it owes an answer."""
     async with faulty(checkpoint_folder) as (server, subject):
         engine = engine_of(subject)
-        engine._last_sign -= 1000
+        engine._life._last_sign -= 1000
         assert engine.silent_s() == 0
         server.completion = say(then="hang")
         async with subject.engine.submit(await subject.request(QUESTION)) as deltas:
@@ -237,7 +237,7 @@ async def test_an_idle_engine_is_not_silent(checkpoint_folder: Path) -> None:
                 while not engine.load_figures().running_sequences:
                     await asyncio.sleep(0.005)
             assert engine.silent_s() < 500
-            engine._last_sign -= 1000
+            engine._life._last_sign -= 1000
             assert engine.silent_s() > 500
             first.cancel()
 

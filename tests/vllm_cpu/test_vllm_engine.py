@@ -100,7 +100,7 @@ async def test_cleared_blocks_are_told(vllm_subject: VllmSubject) -> None:
     await until_held(vllm_subject, names)
     engine = vllm_subject.engine
     assert isinstance(engine, VllmEngine)
-    assert await engine._api.forget_prefixes(engine._engine)
+    assert await engine._api.forget_prefixes(engine._processes.engine)
     other = prompt(50, 2 * BLOCK_SIZE + 1)
     await run(vllm_subject, other)
     await until_held(vllm_subject, BlockHasher(BLOCK_SIZE).hashes(other))

@@ -13,7 +13,7 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase, PrometheusStatLogger
 
 from inference_svc.engine import GenerationRequest, Guided, Sampling
-from inference_svc.engines import vllm_api
+from inference_svc.engines import vllm_api, vllm_arguments
 from inference_svc.vllm_settings import Quantization, SpeculativeSettings, VllmSettings
 
 
@@ -24,7 +24,7 @@ def test_every_engine_argument_is_known() -> None:
         tensor_parallel=2, distributed_executor="ray", adapters={"a": Path("a")},
         speculative=SpeculativeSettings(method="ngram"),
     )  # fmt: skip
-    given = vllm_api._engine_arguments(Path("m"), settings, 4, ("ipc://a", "ipc://b"))
+    given = vllm_arguments.engine_arguments(Path("m"), settings, 4, ("ipc://a", "ipc://b"))
     known = {each.name for each in dataclasses.fields(AsyncEngineArgs)}
     assert given.keys() <= known
 
@@ -61,13 +61,13 @@ def test_our_observer_stands_in_for_prometheus() -> None:
 
 def test_a_request_becomes_sampling_parameters() -> None:
     """Greedy has no seed; sampled has one that torch takes; text and stops stay ours."""
-    greedy = vllm_api.sampling_parameters(GenerationRequest("r", (1,), 9), 4, 7, [2])
+    greedy = vllm_arguments.sampling_parameters(GenerationRequest("r", (1,), 9), 4, 7, [2])
     assert (greedy.max_tokens, greedy.temperature, greedy.seed) == (5, 0.0, None)
     assert greedy.stop_token_ids == [2]
     assert not greedy.detokenize
     sampling = Sampling(temperature=0.5, top_p=0.9, top_k=3, seed=1)
     request = GenerationRequest("r", (1,), 9, sampling, logprobs=2, guided=Guided("regex", "a+"))
-    sampled = vllm_api.sampling_parameters(request, 0, 2**64 - 1, [])
+    sampled = vllm_arguments.sampling_parameters(request, 0, 2**64 - 1, [])
     assert 0 <= sampled.seed < 2**63
     assert sampled.logprobs == 3
     assert sampled.structured_outputs.regex == "a+"

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from inference_svc.coalesce import Coalescer
 from inference_svc.engine import FinishReason, TokenDelta
 from inference_svc.messages import Paced, messages
-from tests.unit.inference_svc.engines.test_pulled_sequence import joined
+from tests.unit.inference_svc.engines.test_pulled_stream import joined
 
 
 async def no_deltas() -> AsyncIterator[TokenDelta]:
