@@ -25,8 +25,9 @@ _READERS = frozenset(("reader_stalled", "reader_behind"))
 def outcome_of(error: BaseException | None, *, from_engine: bool) -> Outcome:
     """What a request's end says of its variant.
 
-    ``abandoned``: its caller left, or took nothing of it. ``refused``: the request was at fault, or its tenant's
-    quota. Neither speaks for or against the variant, nor does an answer from the cache.
+    ``abandoned``: its caller left, or took nothing of it. ``refused``: the request was at
+    fault, or its tenant's quota. Neither speaks for or against the variant, nor does an answer
+    from the cache.
     """
     if error is None:
         return "ok" if from_engine else "cached"
