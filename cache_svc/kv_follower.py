@@ -67,6 +67,8 @@ class KvFollower:
                 await self._wait(wait_s * self._chance.uniform(0.5, 1.5))
         finally:
             self._models.leave(self.address)
+            # Whoever runs it again has nothing that changes alone could be applied to.
+            self._next_sequence = 0
             await channel.close(grace=None)
 
     def describe(self) -> cache_pb2.FollowedWorker:

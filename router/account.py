@@ -1,6 +1,5 @@
 """The account of one request: what its span and the metrics say of it, once, at its end."""
 
-import asyncio
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -9,6 +8,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
 from observability import names
+from observability.interceptors.server import is_client_gone
 from observability.metrics.shared import CacheOutcome, GenerationMetrics, LookupMetrics, Source
 from observability.telemetry import Telemetry
 from router.cache_client import Hit, Miss
@@ -198,8 +198,7 @@ def _request_attributes(ticket: Ticket) -> dict[str, str | int | float | bool]:
 def _error_type(error: BaseException) -> str:
     if isinstance(error, SidecacheError):
         return error.code.name
-    gone = isinstance(error, asyncio.CancelledError)
-    return (Cancelled if gone else BrokenInvariant).code.name
+    return (Cancelled if is_client_gone(error) else BrokenInvariant).code.name
 
 
 def _reason(reason: "pb.FinishReason.ValueType") -> str:

@@ -295,7 +295,8 @@ class Flight:
             raise asyncio.CancelledError
         self._lose_first(
             StreamInterrupted(
-                f"cut off: the client read nothing for {_HELD_UP_S:g} s, and others wait"
+                f"cut off: the client read nothing for {_HELD_UP_S:g} s, and others wait",
+                why="reader_stalled",
             )
         )
 

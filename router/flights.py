@@ -163,7 +163,7 @@ class Flights:
         """
         flight = self._shared.get(exact)
         is_there = flight is not None and flight.ticket.tenant == tenant
-        if flight is None or not is_there or flight.tape.is_relayed or not flight.may_be_joined:
+        if flight is None or not is_there or not _may_be_shown(flight):
             raise NotFound("no such answer is generated here", kind="stream", name="")
         await self._rejoin(flight, 0, reader)
 
@@ -270,6 +270,12 @@ class Flights:
         key = flight.ticket.key
         if key is not None and self._shared.get(key.exact) is flight:
             del self._shared[key.exact]
+
+
+def _may_be_shown(flight: Flight) -> bool:
+    """Whether another router's caller gets the whole answer here, and no worse one."""
+    tape = flight.tape
+    return flight.may_be_joined and not tape.is_relayed and not tape.is_inexact
 
 
 def _suits(flight: Flight, ticket: Ticket) -> bool:

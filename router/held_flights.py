@@ -77,14 +77,16 @@ class HeldFlights:
             yield
             return
         key = ticket.tenant, ticket.key.exact
+        # What is not given back yet is this generation's: its lookup has kept it.
+        self._ended.pop(key, None)
         held = self._held.setdefault(key, _Held(ticket.request_id, self._clock()))
         held.count += 1
         try:
             yield
         finally:
             held.count -= 1
-            if not held.count:
-                self._held.pop(key, None)
+            if not held.count and self._held.get(key) is held:
+                del self._held[key]
                 if not (tape.is_complete and tape.is_storable):
                     self._give_back(key, held.request_id)
 

@@ -8,7 +8,6 @@ cache is asked again, and serves it as a hit by meaning or does not. Off unless
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 import grpc
 
@@ -24,7 +23,7 @@ _SHARE_OF_DEADLINE = 0.5
 class _Awaited:
     """One question, for all of this router's callers that wait for it."""
 
-    def __init__(self, task: asyncio.Task[None]) -> None:
+    def __init__(self, task: asyncio.Task[bool]) -> None:
         self.task = task
         self.callers = 0
 
@@ -66,8 +65,8 @@ class Paraphrases:
         outcome: Hit | Miss = missed
         while isinstance(outcome, Miss) and outcome.paraphrase is not None:
             awaited = ticket.tenant, outcome.paraphrase.exact
-            await self._until_ended(awaited, until_s - clock())
-            is_late = clock() >= until_s
+            may_wait = await self._until_ended(awaited, until_s - clock())
+            is_late = not may_wait or clock() >= until_s
             looks_again()
             outcome = await self._cache.lookup(ticket, awaits=not is_late)
             if isinstance(outcome, Hit):
@@ -76,8 +75,12 @@ class Paraphrases:
                 self._metrics.waited("late" if is_late else "miss")
         return outcome
 
-    async def _until_ended(self, key: tuple[str, bytes], timeout_s: float) -> None:
-        """Return when the question is under way no more, or after a time."""
+    async def _until_ended(self, key: tuple[str, bytes], timeout_s: float) -> bool:
+        """Return when the question is under way no more, or after a time.
+
+        Returns:
+            Whether one can wait: a sidecar that refuses would do so again at once.
+        """
         awaited = self._awaited.get(key)
         if awaited is None:
             task = asyncio.create_task(self._ask(key), name="await paraphrase")
@@ -92,9 +95,14 @@ class Paraphrases:
             is_over = not awaited.callers or awaited.task.done()
             if is_over and self._awaited.get(key) is awaited:
                 del self._awaited[key]
+        task = awaited.task
+        return not task.done() or task.cancelled() or task.result()
 
-    async def _ask(self, key: tuple[str, bytes]) -> None:
+    async def _ask(self, key: tuple[str, bytes]) -> bool:
+        """Wait at the sidecar; False: it does not let one."""
         request = cache_pb2.AwaitFlightRequest(tenant=key[0], exact=key[1])
-        # A sidecar that is lost ends the wait: then nobody will answer it.
-        with suppress(grpc.aio.AioRpcError):
+        try:
             await self._stub.AwaitFlight(request, timeout=self._wait_s)
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        return True

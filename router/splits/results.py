@@ -1,8 +1,8 @@
 """What became of a variant's requests: counts and means, since the last reset."""
 
-import asyncio
 from typing import Literal
 
+from observability.interceptors.server import is_client_gone
 from router.splits.estimates import Interval, Mean, wilson
 from sidecache.errors import (
     BrokenInvariant,
@@ -18,21 +18,25 @@ Outcome = Literal["ok", "error", "cached", "abandoned", "refused"]
 
 _AT_FAULT = (Unavailable, StreamInterrupted, BrokenInvariant, DeadlineExceeded, Overloaded)
 
+# Why a stream was cut off, where it was its reader's doing.
+_READERS = frozenset(("reader_stalled", "reader_behind"))
+
 
 def outcome_of(error: BaseException | None, *, from_engine: bool) -> Outcome:
     """What a request's end says of its variant.
 
-    ``abandoned``: its caller left. ``refused``: the request was at fault, or its tenant's
-    quota. Neither speaks for or against the variant, nor does an answer from the cache.
+    ``abandoned``: its caller left, or took nothing of it. ``refused``: the request was at
+    fault, or its tenant's quota. Neither speaks for or against the variant, nor does an answer
+    from the cache.
     """
     if error is None:
         return "ok" if from_engine else "cached"
+    if is_client_gone(error) or (isinstance(error, StreamInterrupted) and error.why in _READERS):
+        return "abandoned"
     if isinstance(error, QuotaExceeded):
         return "refused"
     if isinstance(error, _AT_FAULT):
         return "error" if from_engine else "cached"
-    if isinstance(error, asyncio.CancelledError):
-        return "abandoned"
     return "refused" if isinstance(error, SidecacheError) else "error"
 
 

@@ -63,10 +63,11 @@ async def test_a_paraphrase_gets_the_answer_that_is_under_way(
 
 async def test_unless_it_is_set_nobody_waits(tmp_path: Path, minilm_path: Path) -> None:
     """Off by default: each question is its own."""
-    async with semantic_stack(tmp_path, minilm_path, workers=[PACED]) as stack:
+    async with semantic_stack(tmp_path, minilm_path, workers=[HELD]) as stack:
         leader = await leading(stack)
-        assert (await asked(stack.client, PARAPHRASE)).source is Source.ENGINE
-        await leader
+        other = asked(stack.client, PARAPHRASE)
+        await is_busy_with(stack, 2)
+        await let_go(stack, leader, other)
 
 
 async def test_a_look_alike_does_not_wait(tmp_path: Path, minilm_path: Path) -> None:

@@ -123,8 +123,9 @@ async def test_a_stalled_first_reader_is_cut_off_where_others_wait(
     async with asyncio.timeout(5):
         await ask(flights, Generation(), "follower", follower)
     assert follower.ids == list(range(TOKENS))
-    with pytest.raises(StreamInterrupted, match="others wait"):
+    with pytest.raises(StreamInterrupted, match="others wait") as cut:
         await asking
+    assert cut.value.why == "reader_stalled"
 
 
 async def test_nobody_joins_behind_a_message_that_is_not_taken(

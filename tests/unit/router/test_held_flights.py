@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -106,6 +106,34 @@ async def test_one_answer_is_given_back_with_its_last_generation() -> None:
             assert not sidecar.told
         await held.tell_news()
         assert len(sidecar.told) == 1
+
+
+async def test_what_begins_again_is_not_given_back() -> None:
+    """The lease is the next generation's, whose lookup has kept it."""
+    async with holding() as (sidecar, held, _):
+        with held.hold(ticket("one"), tape(complete=False)):
+            pass
+        with held.hold(ticket("two"), tape(complete=False)):
+            await held.tell_news()
+            assert not sidecar.told
+
+
+async def test_the_end_of_a_generation_without_a_lease_leaves_the_next_one_its_own() -> None:
+    """Another router had it in between; what this one has by now is kept."""
+    async with holding() as (sidecar, held, clock):
+        with ExitStack() as first:
+            first.enter_context(held.hold(ticket("one"), tape(complete=False)))
+            sidecar.other = "other:1"
+            clock.now_s += RENEW_S
+            await held.tell_news()
+            sidecar.other = ""
+            with held.hold(ticket("two"), tape(complete=False)):
+                first.close()
+                await held.tell_news()
+                assert not any(request.ended for request in sidecar.told)
+                clock.now_s += RENEW_S
+                await held.tell_news()
+                assert [kept.request_id for kept in sidecar.told[-1].held] == ["two"]
 
 
 async def test_a_lease_that_another_has_by_now_is_let_go() -> None:

@@ -92,6 +92,17 @@ async def test_a_router_reads_only_what_may_be_shared() -> None:
     await asking
 
 
+async def test_a_router_reads_nothing_that_went_on_inexactly() -> None:
+    """Who asks it has not said that such an answer would do."""
+    flights, generation = make_flights(), Generation()
+    asking = asyncio.create_task(ask(flights, generation, "leader", Listener()))
+    await steps(5)
+    generation.tape.is_inexact = True
+    with pytest.raises(NotFound):
+        await flights.show("acme", KEY.exact, Listener())
+    await asking
+
+
 async def test_a_router_reads_only_what_is_generated_here() -> None:
     """What is itself read along elsewhere is not there, or two routers would wait in a ring."""
     flights, generation = make_flights(), Generation()

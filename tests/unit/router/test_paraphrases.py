@@ -28,9 +28,12 @@ class Sidecar(cache_pb2_grpc.CacheServiceServicer):
         self.ended = asyncio.Event()
         self.asked = 0
         self.waiting = 0
+        self.is_full = False
 
     async def AwaitFlight(self, request: Any, context: Any) -> cache_pb2.AwaitFlightResponse:
         self.asked += 1
+        if self.is_full:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many wait")
         self.waiting += 1
         try:
             await self.ended.wait()
@@ -126,3 +129,14 @@ async def test_all_waits_of_a_caller_together_are_bounded() -> None:
         sidecar.ended.set()
         async with asyncio.timeout(5):
             assert await paraphrases.settle(ticket(), NAMED, nothing) == Miss("absent")
+
+
+async def test_who_cannot_wait_does_not_ask_again_and_again() -> None:
+    """A sidecar with too many waits already would be asked as fast as it refuses."""
+    cache = Lookups(*[Miss("absent")] + [NAMED] * 50)
+    async with waiting(cache, 0.5) as (sidecar, paraphrases):
+        sidecar.is_full = True
+        async with asyncio.timeout(5):
+            assert await paraphrases.settle(ticket(), NAMED, nothing) == Miss("absent")
+        assert cache.awaits == [False]
+        assert sidecar.asked == 1

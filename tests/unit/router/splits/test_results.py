@@ -2,6 +2,7 @@
 
 import asyncio
 
+import grpc
 import pytest
 
 from router.splits.results import Outcome, Results, outcome_of
@@ -31,6 +32,9 @@ from sidecache.errors import (
         (InvalidRequest("x"), "refused"),
         (NotCached("x"), "refused"),
         (asyncio.CancelledError(), "abandoned"),
+        (grpc.aio.InternalError("a write to a caller that is gone"), "abandoned"),
+        (StreamInterrupted("x", why="reader_stalled"), "abandoned"),
+        (StreamInterrupted("x", why="reader_behind"), "abandoned"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
