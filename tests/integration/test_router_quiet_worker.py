@@ -144,7 +144,7 @@ async def pooled(addresses: list[str]) -> AsyncIterator[WorkerPool]:
     """The router's workers as it knows them; pings tell it nothing."""
     telemetry = quiet_telemetry("sidecache-router")
     routing = RoutingSettings(policy="round_robin", load_interval_s=0.05, load_timeout_s=0.3)
-    channels = ChannelSettings(**UNPINGED)
+    channels = ChannelSettings(keepalive_timeout_s=UNPINGED["keepalive_timeout_s"])
     clock = asyncio.get_running_loop().time
     pool = WorkerPool(
         addresses,
