@@ -88,15 +88,15 @@ class QuietWatch:
                 answers_in_s=slowest_s,
             )
             if finding is Finding.ASK:
-                worker.is_hushed = True
+                worker.owes_words = True
                 self._asking[worker] = tasks.create_task(self._ask(worker, silence))
             elif finding is Finding.GONE:
                 self._gone(worker)
-            elif finding is Finding.SPEAKS and worker.is_hushed:
+            elif finding is Finding.SPEAKS and worker.owes_words:
                 self._end_hush(worker)
 
     def _end_hush(self, worker: Worker) -> None:
-        worker.is_hushed = False
+        worker.owes_words = False
         asking = self._asking.pop(worker, None)
         if asking is not None:
             asking.cancel()
@@ -116,5 +116,5 @@ class QuietWatch:
         worker.answered(self._clock() - asked_at)
         log.debug("quiet for %.2f s, and alive", silence.silent_s, extra={"worker": worker.name})
         silence.answered()
-        worker.is_hushed = False
+        worker.owes_words = False
         self._asking.pop(worker, None)

@@ -42,7 +42,8 @@ class Worker:
         words_due: those of them whose next word is due soon: asked and not answered, or past
             their first token; a prefill takes its time.
         answers_in_s: its slowest answers of late to small questions; None: none was asked.
-        is_hushed: it owes words, has said none for a while, and was asked whether it lives.
+        owes_words: it has said none for a while, and was asked whether it lives.
+        misses_polls: it has not said in time how busy it is; nobody knows whether it lives.
         prompt_tokens: of this router's streams that ended well there, in its present epoch.
         cached_prompt_tokens: of those, found in its KV cache, as far as it says.
         tokenizer_fingerprint: with chat_template_fingerprint, which token ids it understands.
@@ -68,7 +69,8 @@ class Worker:
         self.crowd = Crowd()
         self.heard_at = clock()
         self.words_due = 0
-        self.is_hushed = False
+        self.owes_words = False
+        self.misses_polls = False
         self.answers_in_s: float | None = None
         self.tokenizer_fingerprint = ""
         self.chat_template_fingerprint = ""
@@ -103,6 +105,7 @@ class Worker:
             self.load.restarts()
             self.prompt_tokens = self.cached_prompt_tokens = 0
         self.epoch = answer.epoch
+        self.misses_polls = False
         self.block_size = answer.block_size
         self.tokenizer_fingerprint = answer.tokenizer_fingerprint
         self.chat_template_fingerprint = answer.chat_template_fingerprint
@@ -113,8 +116,14 @@ class Worker:
 
     def answered(self, took_s: float) -> None:
         """It has answered a small question; what was slower fades with each answer."""
+        self.misses_polls = False
         before = self.answers_in_s or 0.0
         self.answers_in_s = max(took_s, _ANSWER_FADES * before)
+
+    @property
+    def is_hushed(self) -> bool:
+        """Whether it gets nothing new while another can serve."""
+        return self.owes_words or self.misses_polls
 
     def is_quiet(self, quiet_s: float) -> bool:
         """Whether it has streams and has sent nothing on any of them for this long."""

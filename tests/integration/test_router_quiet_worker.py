@@ -1,15 +1,26 @@
 """A worker that stops as a whole is left early; one that is only slow is left alone."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from chaos.process import ServiceProcess
+from observability.channel import open_channel
+from observability.settings import ChannelSettings
+from router.background import in_background
+from router.dispatch import Dispatcher
+from router.model import ServedModel
+from router.pool import WorkerPool
+from router.routing.choice import make_policy
+from router.settings import PoolSettings, RoutingSettings
+from router.worker import State, Worker
 from sidecache.client import CacheControl, SidecacheClient
 from sidecache.v1 import inference_pb2 as pb
-from tests.fixtures.stack import scripted_stack, scripted_worker
+from tests.fixtures.stack import quiet_telemetry, scripted_stack, scripted_worker
 from tests.integration.test_router_migration import ids_of, moves_of, reference
+from tests.unit.router.fleet import chat, make_prompt
 
 BYPASS = CacheControl(mode=pb.CACHE_MODE_BYPASS)
 # A stream's own patience, far beyond what is waited for here.
@@ -104,6 +115,62 @@ async def test_who_cannot_go_on_exactly_waits_for_the_worker_to_come_back(tmp_pa
             for events in await sampled.all(within_s=20.0):
                 assert len(ids_of(events)) == 100
                 assert moves_of(events) == []
+
+
+async def test_an_idle_worker_that_stops_gets_nothing_until_it_goes_on(tmp_path: Path) -> None:
+    """It owes no words, so nobody misses any; its polls tell, before a stream has gone there."""
+    async with (
+        ServiceProcess.start("inference_svc", tmp_path, {"engine": "scripted"}) as stopped,
+        scripted_worker("w1") as other,
+        pooled([stopped.address, other.server.address]) as pool,
+    ):
+        idle = next(one for one in pool.workers if one.address == stopped.address)
+        model = pool.model("")
+        assert {leased(pool, model) for _ in range(4)} == {idle, *pool.workers}
+        stopped.hang()
+        await until(lambda: idle.is_hushed)
+        assert idle.state is State.READY  # no verdict: where no other is, it is still asked
+        assert idle not in {leased(pool, model) for _ in range(4)}
+        others = [one for one in pool.workers if one is not idle]
+        with pool.lease(model, avoid=others) as lease:
+            assert lease.worker is idle
+        stopped.resume()
+        await until(lambda: not idle.is_hushed)
+        assert idle in {leased(pool, model) for _ in range(4)}
+
+
+@asynccontextmanager
+async def pooled(addresses: list[str]) -> AsyncIterator[WorkerPool]:
+    """The router's workers as it knows them; pings tell it nothing."""
+    telemetry = quiet_telemetry("sidecache-router")
+    routing = RoutingSettings(policy="round_robin", load_interval_s=0.05, load_timeout_s=0.3)
+    channels = ChannelSettings(keepalive_timeout_s=UNPINGED["keepalive_timeout_s"])
+    clock = asyncio.get_running_loop().time
+    pool = WorkerPool(
+        addresses,
+        PoolSettings(),
+        routing,
+        Dispatcher(make_policy(routing.policy), routing, clock),
+        lambda address: open_channel(address, telemetry, channels),
+        clock,
+    )
+    async with in_background(pool.run(), "pool"):
+        await pool.wait_for_first_contact()
+        yield pool
+    await telemetry.aclose()
+
+
+def leased(pool: WorkerPool, model: ServedModel) -> Worker:
+    """Whom a stream would be sent to now."""
+    prompt = make_prompt(chat("hello"))
+    with pool.lease(model, prompt=prompt) as lease:
+        return lease.worker
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.005)
 
 
 async def test_a_slow_worker_that_answers_keeps_its_streams(tmp_path: Path) -> None:
