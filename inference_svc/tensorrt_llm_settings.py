@@ -1,8 +1,8 @@
 """Settings of the TensorRT-LLM engine, and which of them clash.
 
 Every clash refused here is one that TensorRT-LLM's own sources state; the check names
-its source file, of mixed revisions (about 1.2 to 1.4.0rc). What the sources call
-untested is only logged.
+its source file, of several commits (docs/decisions/0019-tensorrt-llm.md). What the
+sources call untested is only logged.
 """
 
 from collections.abc import Iterator

@@ -12,11 +12,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from opentelemetry import propagate
-
 from inference_svc.engine import (
     Chat,
-    EngineCapabilities,
     EngineLoad,
     GenerationRequest,
     ModelFacts,
@@ -25,15 +22,16 @@ from inference_svc.engine import (
 )
 from inference_svc.engines import tensorrt_llm_sampling as words
 from inference_svc.engines.hf_tokenizer import HfTokenizer
-from inference_svc.engines.tensorrt_llm_api import Gpu, TensorRtLlmApi, young_arguments
+from inference_svc.engines.tensorrt_llm_api import TensorRtLlmApi, young_arguments
 from inference_svc.engines.tensorrt_llm_checkpoint import (
     Checkpoint,
     check_quantization,
     read_checkpoint,
 )
-from inference_svc.engines.tensorrt_llm_config import llm_arguments
+from inference_svc.engines.tensorrt_llm_facts import build, model_facts
 from inference_svc.engines.tensorrt_llm_feeds import EngineFeeds
 from inference_svc.engines.tensorrt_llm_kv import KvTranslator
+from inference_svc.engines.tensorrt_llm_start import check_gpus, make_llm
 from inference_svc.engines.tensorrt_llm_stream import TensorRtLlmStream
 from inference_svc.kv_events import KvListener, ignore
 from inference_svc.slots import Slots
@@ -41,7 +39,6 @@ from inference_svc.tensorrt_llm_settings import TensorRtLlmSettings
 from inference_svc.tokenizing import encode
 from sidecache.errors import EngineFailed, InvalidRequest, NotFound, SetupError
 
-MAX_CHOICES = 8
 _SHUTDOWN_S = 30.0
 # The first burst of sampling compiles kernels that greedy decoding never calls.
 _WARM_UP = (Sampling(), Sampling(temperature=0.8, top_p=0.9, top_k=40))
@@ -101,7 +98,7 @@ class TensorRtLlmEngine:
     async def load(self) -> None:
         self._api = await asyncio.to_thread(self._make_api)
         self.request_error = self._api.request_error
-        gpus = self._check_gpus(self._api.gpus())
+        gpus = check_gpus(self._settings, self._api.gpus())
         self._checkpoint = await asyncio.to_thread(read_checkpoint, self._model_path)
         check_quantization(
             self._checkpoint, self._settings.quantization, self._settings.kv_cache_dtype, gpus
@@ -110,9 +107,19 @@ class TensorRtLlmEngine:
         for combination in self._settings.untested():
             logger.warning("TensorRT-LLM calls this combination untested: %s", combination)
         self._failure = asyncio.get_running_loop().create_future()
-        self._llm = await self._make_llm()
+        self._llm = await make_llm(
+            self._settings, self._model_path, self._slots.max_sequences, self._api
+        )
         self._young = young_arguments(self._llm.generate_async)
-        self._facts = self._describe(gpus)
+        self._facts = model_facts(
+            self._settings,
+            self._model_name,
+            self._checkpoint,
+            self._tokenizer,
+            build=build(self._settings, self._checkpoint, gpus, self._api.version),
+            priorities="priority" in self._young,
+            max_sequences=self._slots.max_sequences,
+        )
         if self._settings.kv_events:
             self._translator = KvTranslator(
                 self._settings.tokens_per_block, self._tell_kv, self._settings.max_known_blocks
@@ -201,7 +208,22 @@ class TensorRtLlmEngine:
             self.alive()  # it had nothing to say until now
         if self._translator is not None:
             self._translator.sending(prompt, request.adapter, request.cache_salt)
-        result = self._llm.generate_async(**self._arguments(request, prompt, done, seed))
+        sampling = words.sampling_params(
+            request,
+            done=done,
+            seed=seed,
+            end_token_ids=self._checkpoint.end_token_ids,
+            api=self._api,
+        )
+        arguments = words.generate_arguments(
+            request,
+            prompt,
+            sampling,
+            adapters=self._settings.adapters,
+            young=self._young,
+            api=self._api,
+        )
+        result = self._llm.generate_async(**arguments)
         if self._feeds is not None:
             self._feeds.prompted()
         return result
@@ -222,40 +244,6 @@ class TensorRtLlmEngine:
             self._loaded().set_result(failure)
         for stream in list(self._streams):
             stream.engine_died(EngineFailed(failure.text))
-
-    def _arguments(
-        self, request: GenerationRequest, prompt: list[int], done: int, seed: int
-    ) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "inputs": {"prompt_token_ids": prompt},
-            "sampling_params": words.sampling_params(
-                request,
-                done=done,
-                seed=seed,
-                end_token_ids=self._checkpoint.end_token_ids,
-                api=self._api,
-            ),
-            "streaming": True,
-        }
-        if request.adapter:
-            names = list(self._settings.adapters)
-            arguments["lora_request"] = self._api.llmapi.LoRARequest(
-                request.adapter,
-                names.index(request.adapter) + 1,
-                str(self._settings.adapters[request.adapter]),
-            )
-        if request.retention is not None:
-            arguments["kv_cache_retention_config"] = words.retention(request.retention, self._api)
-        if request.cache_salt:
-            arguments["cache_salt"] = request.cache_salt
-        if "priority" in self._young:
-            arguments["priority"] = words.priority(request.priority)
-        if "trace_headers" in self._young:
-            headers: dict[str, str] = {}
-            propagate.inject(headers)
-            if headers:
-                arguments["trace_headers"] = headers
-        return arguments
 
     def _check(self, request: GenerationRequest) -> None:
         if self._loaded().done():
@@ -280,49 +268,6 @@ class TensorRtLlmEngine:
                 "this worker's sampler is not known to obey seeds", field="sampling.seed"
             )
 
-    def _check_gpus(self, gpus: list[Gpu]) -> list[Gpu]:
-        """Refuse at once what would fail after minutes."""
-        settings = self._settings
-        needed = settings.tensor_parallel_size * settings.pipeline_parallel_size
-        if not gpus:
-            raise SetupError(
-                "the engine tensorrt_llm needs an NVIDIA GPU, and none is visible; check "
-                "nvidia-smi, CUDA_VISIBLE_DEVICES and that the container was started with GPUs"
-            )
-        if settings.gpus_per_node is None and needed > len(gpus):
-            raise SetupError(
-                f"tensor_parallel_size {settings.tensor_parallel_size} x pipeline_parallel_size "
-                f"{settings.pipeline_parallel_size} needs {needed} GPUs and {len(gpus)} are "
-                "visible; for several machines set gpus_per_node, see docs/engines.md"
-            )
-        return gpus
-
-    async def _make_llm(self) -> Any:
-        """Build the engine in a thread; the library blocks for minutes."""
-        arguments = llm_arguments(
-            self._settings, self._model_path, self._slots.max_sequences, self._api
-        )
-        llm_class = self._api.llm_class(self._settings.backend)
-        building = asyncio.create_task(asyncio.to_thread(llm_class, **arguments))
-        done, _ = await asyncio.wait({building}, timeout=self._settings.load_timeout_s)
-        if not done:
-            building.add_done_callback(_shut_down_late)
-            raise SetupError(
-                f"{self._model_path} was not loaded within {self._settings.load_timeout_s:g} s; "
-                "raise load_timeout_s, or see TensorRT-LLM's own log above"
-            )
-        error = building.exception()
-        if error is None:
-            return building.result()
-        if "out of memory" in str(error).lower():
-            raise SetupError(
-                f"the GPU's memory does not suffice ({error}); lower kv_memory_share, "
-                "max_num_tokens or max_sequences, or raise tensor_parallel_size"
-            ) from error
-        raise SetupError(
-            f"TensorRT-LLM {self._api.version} could not load {self._model_path}: {error}"
-        ) from error
-
     async def _warm_up(self) -> None:
         prompt = tuple(await self.tokenize("Warm up."))
         for sampling in _WARM_UP:
@@ -346,56 +291,3 @@ class TensorRtLlmEngine:
         if self._failure is None:
             raise EngineFailed("the engine was not loaded")
         return self._failure
-
-    def _describe(self, gpus: list[Gpu]) -> ModelFacts:
-        settings = self._settings
-        checkpoint = self._checkpoint
-        return ModelFacts(
-            name=self._model_name,
-            revision=checkpoint.revision,
-            engine="tensorrt_llm",
-            build=self._build(gpus),
-            context_length=min(
-                checkpoint.context_length, settings.max_seq_len or checkpoint.context_length
-            ),
-            vocabulary_size=checkpoint.vocabulary_size,
-            block_size=settings.tokens_per_block if settings.block_reuse else 0,
-            tokenizer_fingerprint=self._tokenizer.fingerprint,
-            chat_template_fingerprint=self._tokenizer.template_fingerprint,
-            tokenizer_files=self._tokenizer.files,
-            capabilities=EngineCapabilities(
-                guided_decoding=settings.guided_decoding_backend is not None,
-                # With drafts they crash the engine or are left out (its pull request 12547).
-                logprobs=settings.speculative is None,
-                seeded_sampling=settings.seeded_sampling,
-                priorities="priority" in self._young and settings.serve_by_priority,
-                tools=self._tokenizer.knows_tools,
-                max_choices=min(MAX_CHOICES, self._slots.max_sequences),
-                max_top_logprobs=settings.max_top_logprobs,
-                kv_events=settings.kv_events,
-                cache_salt=settings.block_reuse,
-                retention=settings.block_reuse,
-            ),
-            adapters=tuple(settings.adapters),
-        )
-
-    def _build(self, gpus: list[Gpu]) -> str:
-        """Everything that changes the numbers: streams move only between equals."""
-        settings = self._settings
-        drafts = settings.speculative.method if settings.speculative else "plain"
-        parts = (
-            f"tensorrt-llm {self._api.version}",
-            settings.backend,
-            "+".join(sorted({gpu.name for gpu in gpus})),
-            f"tp{settings.tensor_parallel_size} pp{settings.pipeline_parallel_size}",
-            f"{settings.dtype}/{self._checkpoint.quantization}",
-            f"kv {settings.kv_cache_dtype}/{self._checkpoint.kv_quantization or '-'}",
-            f"{settings.sampler} {drafts}",
-        )
-        return ", ".join(parts)
-
-
-def _shut_down_late(building: "asyncio.Task[Any]") -> None:
-    """A model that was loaded after all, when nobody waited for it any more."""
-    if not building.cancelled() and building.exception() is None:
-        building.result().shutdown()

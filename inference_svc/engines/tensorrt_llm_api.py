@@ -16,7 +16,7 @@ Importer = Callable[[str], Any]
 
 # Where LoraConfig has been, the older place first.
 _LORA_MODULES = ("tensorrt_llm.lora_helper", "tensorrt_llm._torch.peft.lora.config")
-# Arguments of LLM.generate_async that are younger than 1.2.
+# Arguments of LLM.generate_async that not every version has.
 _YOUNG_ARGUMENTS = ("trace_headers", "priority")
 
 

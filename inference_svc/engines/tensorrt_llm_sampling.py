@@ -1,8 +1,11 @@
 """A request in TensorRT-LLM's words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+from opentelemetry import propagate
 
 from inference_svc.engine import GenerationRequest, Guided, Retention, TokenLogprob
 from inference_svc.engines.tensorrt_llm_api import TensorRtLlmApi
@@ -14,6 +17,44 @@ _MIDDLE = 0.5
 _HIGHEST = 100
 # TensorRT-LLM's own for blocks nobody asked to keep.
 _DECODE_PRIORITY = 35
+
+
+def generate_arguments(
+    request: GenerationRequest,
+    prompt: list[int],
+    sampling: Any,
+    *,
+    adapters: Mapping[str, Path],
+    young: frozenset[str],
+    api: TensorRtLlmApi,
+) -> dict[str, Any]:
+    """What LLM.generate_async is called with.
+
+    ``sampling`` is from :func:`sampling_params`; ``adapters`` are those of the settings, in
+    their order; ``young`` are the arguments that not every version has and this one does.
+    """
+    arguments: dict[str, Any] = {
+        "inputs": {"prompt_token_ids": prompt},
+        "sampling_params": sampling,
+        "streaming": True,
+    }
+    if request.adapter:
+        number = list(adapters).index(request.adapter) + 1
+        arguments["lora_request"] = api.llmapi.LoRARequest(
+            request.adapter, number, str(adapters[request.adapter])
+        )
+    if request.retention is not None:
+        arguments["kv_cache_retention_config"] = retention(request.retention, api)
+    if request.cache_salt:
+        arguments["cache_salt"] = request.cache_salt
+    if "priority" in young:
+        arguments["priority"] = priority(request.priority)
+    if "trace_headers" in young:
+        headers: dict[str, str] = {}
+        propagate.inject(headers)
+        if headers:
+            arguments["trace_headers"] = headers
+    return arguments
 
 
 def sampling_params(
@@ -57,7 +98,8 @@ def sampling_params(
     if sampling.frequency_penalty:
         chosen["frequency_penalty"] = sampling.frequency_penalty
     if request.logprobs is not None:
-        # 0 would switch them off; one more than asked for, as the token itself may be among them.
+        # In older versions 0 switches them off; one more than asked for, as the token itself
+        # may be among them.
         chosen["logprobs"] = request.logprobs + 1
     if request.guided is not None:
         chosen["guided_decoding"] = _guided(request.guided, api)
