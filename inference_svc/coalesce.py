@@ -106,16 +106,21 @@ class Coalescer:
                 await self._enough.wait()
 
     def _merge(self) -> TokenDelta:
-        """As many waiting deltas of one choice as fit one message."""
-        first = self._waiting.popleft()
-        parts = [first]
-        room = self._max_tokens - len(first.token_ids)
+        """As many waiting deltas of one choice as fit one message; those of others stay."""
+        parts = [self._waiting.popleft()]
+        others: list[TokenDelta] = []
+        room = self._max_tokens - len(parts[0].token_ids)
         while self._waiting and parts[-1].finish_reason is None:
-            following = self._waiting[0]
-            if following.choice != first.choice or len(following.token_ids) > room:
+            following = self._waiting.popleft()
+            if following.choice != parts[0].choice:
+                others.append(following)
+            elif len(following.token_ids) > room:
+                others.append(following)
                 break
-            room -= len(following.token_ids)
-            parts.append(self._waiting.popleft())
+            else:
+                room -= len(following.token_ids)
+                parts.append(following)
+        self._waiting.extendleft(reversed(others))
         return merged(parts)
 
     async def _read(self) -> None:

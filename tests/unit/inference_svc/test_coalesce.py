@@ -78,6 +78,20 @@ async def test_a_message_has_a_limit() -> None:
     assert max(sizes) <= 4
 
 
+async def test_choices_that_alternate_are_put_together_each() -> None:
+    """Several answers at once come in turns; a message a token would cost the most of all."""
+    feed = Feed()
+    feed.put(*[token(offset, choice=choice) for offset in range(4) for choice in range(3)])
+    feed.put(token(4, choice=1, reason=FinishReason.STOP), None)
+    async with Coalescer(feed.deltas(), 3) as stream:
+        await asyncio.sleep(0)
+        taken = [await stream.take(1) for _ in range(6)]
+    assert [(each.choice, each.offset, len(each.token_ids)) for each in taken if each] == [
+        (0, 0, 3), (1, 0, 3), (2, 0, 3), (0, 3, 1), (1, 3, 2), (2, 3, 1),
+    ]  # fmt: skip
+    assert [each.finish_reason for each in taken if each][4] is FinishReason.STOP
+
+
 async def test_choices_are_not_mixed_and_an_end_is_the_end() -> None:
     """A message holds one choice, and nothing after that choice's finish reason."""
     feed = Feed()
