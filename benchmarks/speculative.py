@@ -3,7 +3,8 @@
     python -m benchmarks.speculative --json -
 
 Two routers, one with ``lookup.speculative_start_s`` and one without, before the same
-worker and the same sidecar, whose answers are held back by a given time. Asked in turn:
+worker and the same sidecar, whose answers are held back by a given time: all of them, or
+with ``--late-every`` one in so many (an odd number strikes both kinds alike). Asked in turn:
 questions that nobody has stored (the time to the first token), and stored ones (the time
 to the first token, and how many generations were begun for nothing). The head start is
 learned from how lookups go: what that costs when a delay is new is ``while_learning``, of as
@@ -16,7 +17,7 @@ import itertools
 import json
 import sys
 import tempfile
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,28 @@ class Setting:
     delays_ms: tuple[float, ...]
     streams: int
     learning: int
+    late_every: int
+
+
+class Lateness:
+    """Holds back the sidecar's answer to one lookup in so many; lookups are asked in turn."""
+
+    def __init__(self, proxy: FaultProxy, delay_s: float, every: int) -> None:
+        self._proxy = proxy
+        self._latency = Latency(delay_s)
+        self._every = every
+        self._lookups = 0
+
+    def next(self) -> AbstractContextManager[object]:
+        """What the next lookup is asked under."""
+        self._lookups += 1
+        if self._lookups % self._every:
+            return nullcontext()
+        return self._proxy.during(self._latency, Direction.DOWN)
+
+
+def _spread(times_ms: list[float]) -> dict[str, float]:
+    return {f"p{percent}": quantile(times_ms, percent / 100) for percent in (50, 95, 99)}
 
 
 def request(question: str) -> pb.GenerateRequest:
@@ -53,37 +76,45 @@ def request(question: str) -> pb.GenerateRequest:
     return pb.GenerateRequest(chat=pb.Chat(messages=[message]), max_tokens=TOKENS, n=1)
 
 
-async def misses(client: StreamClient, count: int) -> dict[str, float]:
+async def misses(client: StreamClient, late: Lateness, count: int) -> dict[str, float]:
     """Time to the first token of questions that are new, in ms."""
-    asked = [request(f"new question {next(_serial)}") for _ in range(count)]
-    times = [(await client.stream(one)).first_token_s * 1e3 for one in asked]
-    return {"p50": quantile(times, 0.5), "p99": quantile(times, 0.99)}
+    times = []
+    for one in [request(f"new question {next(_serial)}") for _ in range(count)]:
+        with late.next():
+            times.append((await client.stream(one)).first_token_s * 1e3)
+    return _spread(times)
 
 
-async def hits(client: StreamClient, engine: CountingEngine, count: int) -> dict[str, float]:
+async def hits(
+    client: StreamClient, engine: CountingEngine, late: Lateness, count: int
+) -> dict[str, float]:
     """Time to the first token of stored answers, and what the worker did for them."""
     known = [request(f"known question {number}") for number in range(16)]
     before, spoken, times, served = engine.generations, engine.spoken, [], 0
     for one in itertools.islice(itertools.cycle(known), count):
-        timed = await client.stream(one)
+        with late.next():
+            timed = await client.stream(one)
         times.append(timed.first_token_s * 1e3)
         served += timed.source == pb.SOURCE_EXACT
     return {
-        "p50": quantile(times, 0.5),
-        "p99": quantile(times, 0.99),
+        **_spread(times),
         "served_from_cache": served / count,
         "generations_begun": (engine.generations - before) / count,
         "came_to_a_token": (engine.spoken - spoken) / count,
     }
 
 
-async def learn(client: StreamClient, engine: CountingEngine, count: int) -> dict[str, float]:
+async def learn(
+    client: StreamClient, engine: CountingEngine, late: Lateness, count: int
+) -> dict[str, float]:
     """Ask new and stored questions in turn; what was begun for nothing meanwhile, of the hits."""
     begun = 0
     for number in range(count):
-        await client.stream(request(f"new question {next(_serial)}"))
+        with late.next():
+            await client.stream(request(f"new question {next(_serial)}"))
         before = engine.generations
-        await client.stream(request(f"known question {number % 16}"))
+        with late.next():
+            await client.stream(request(f"known question {number % 16}"))
         begun += engine.generations - before
     return {"requests": 2 * count, "generations_begun": begun / count if count else 0.0}
 
@@ -127,13 +158,13 @@ async def run(setting: Setting) -> list[dict[str, Any]]:
         await _store_known(clients["waits"])
         for delay_ms in setting.delays_ms:
             result: dict[str, Any] = {"lookup_delay_ms": delay_ms}
-            with proxy.during(Latency(delay_ms / 1e3), Direction.DOWN):
-                for name, client in clients.items():
-                    result[name] = {
-                        "while_learning": await learn(client, engine, setting.learning),
-                        "miss_first_token_ms": await misses(client, setting.streams),
-                        "hit_first_token_ms": await hits(client, engine, setting.streams),
-                    }
+            for name, client in clients.items():
+                late = Lateness(proxy, delay_ms / 1e3, setting.late_every)
+                result[name] = {
+                    "while_learning": await learn(client, engine, late, setting.learning),
+                    "miss_first_token_ms": await misses(client, late, setting.streams),
+                    "hit_first_token_ms": await hits(client, engine, late, setting.streams),
+                }
             results.append(result)
     return results
 
@@ -149,6 +180,9 @@ def main() -> None:
     parser.add_argument("--delays-ms", type=float, nargs="+", default=[0.0, 10.0, 30.0, 100.0])
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--learning", type=int, default=48, help="hits, and as many misses")
+    parser.add_argument(
+        "--late-every", type=int, default=1, help="one lookup in so many is held back"
+    )
     options = parser.parse_args()
     setting = Setting(
         options.head_start_ms,
@@ -156,10 +190,12 @@ def main() -> None:
         tuple(options.delays_ms),
         options.streams,
         options.learning,
+        options.late_every,
     )
     result = {
         "head_start_ms": setting.head_start_ms,
         "worker_first_token_ms": setting.ttft_ms,
+        "late_every": setting.late_every,
         "at": uvloop.run(run(setting)),
     }
     text = json.dumps(result, indent=2)

@@ -23,7 +23,7 @@ class EmbeddingFailed(SidecacheError):
 
 
 class Embedder(Protocol):
-    """Turns texts into vectors. Blocking; safe to use from one thread at a time."""
+    """Turns texts into vectors. Blocking; safe to use from two threads at once."""
 
     @property
     def fingerprint(self) -> str:

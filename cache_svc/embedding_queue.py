@@ -1,48 +1,41 @@
-"""Embedding off the event loop, in micro-batches, each text once.
+"""Embedding off the event loop, each text once, lookups before everything else.
 
-While one batch runs on the embedding thread, the texts that arrive form the
-next one: nobody waits for a timer, and a lone text never waits for company.
-A batch holds texts of similar length, because every row of a batch costs as
-much as its longest.
+A caller waits for the vector of his question; nobody waits for the vector of an
+answer that the bound on false hits learns from, and that one is longer. A run of the
+model cannot be interrupted, so the two have a lane each: the background's runs begin
+only while no lookup needs the embedder, and a lookup that comes during one runs beside
+it on a thread of its own.
 """
 
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
-from cache_svc.embedder import Embedder, EmbeddingFailed, NotComparable
+from cache_svc.embedder import Embedder, NotComparable
+from cache_svc.embedding_lane import Embedded, EmbeddingLane, WaitingText
 from cache_svc.owned_task import owned_task
-from cache_svc.vector_index import Vector, VectorRefused, check_vector
-from sidecache.errors import Overloaded, SidecacheError
+from cache_svc.vector_index import Vector, check_vector
 
-# A vector, or None for a text that the embedder cannot see all of.
-Embedded = Vector | None
-
-
-class _Waiting:
-    """One text in the queue and everybody who waits for its vector."""
-
-    __slots__ = ("text", "vector", "waiters")
-
-    def __init__(self, text: str, vector: asyncio.Future[Embedded]) -> None:
-        self.text = text
-        self.vector = vector
-        self.waiters = 0
+# So long the background stands back for lookups that never end; then it has one run
+# beside them, or nothing would be learnt under load.
+MAX_STOOD_BACK_S: Final = 0.1
 
 
 class EmbeddingQueue:
-    """Vectors of texts; open it as a context, which owns its thread and its task.
+    """Vectors of texts; open it as a context, which owns its threads and its tasks.
 
     Args:
-        embedder: used from the queue's own thread only.
+        embedder: used from the queue's own two threads only.
         max_batch: most texts of one run of the model.
-        max_waiting: most texts in the queue; more are refused at once.
+        max_waiting: most texts of lookups in the queue, and as many of the background;
+            more are refused at once.
         max_text_bytes: longer texts are not comparable, and not even tokenized.
         kept_vectors: how many vectors are kept, so that a miss and the store that
             follows it embed once.
+        max_stood_back_s: longest time that lookups hold up the background.
     """
 
     def __init__(
@@ -53,18 +46,28 @@ class EmbeddingQueue:
         max_waiting: int,
         max_text_bytes: int,
         kept_vectors: int,
+        max_stood_back_s: float = MAX_STOOD_BACK_S,
     ) -> None:
         self._embedder = embedder
-        self._max_batch = max_batch
-        self._max_waiting = max_waiting
         self._max_text_bytes = max_text_bytes
         self._kept_vectors = kept_vectors
+        self._max_stood_back_s = max_stood_back_s
         self._kept: OrderedDict[bytes, Embedded] = OrderedDict()
-        self._waiting: OrderedDict[bytes, _Waiting] = OrderedDict()
-        self._running: dict[bytes, _Waiting] = {}
-        self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedding")
-        self.embedded_texts = 0
+        self._awaited = EmbeddingLane(
+            "embedding",
+            self._embed_blocking,
+            self._keep,
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+        )
+        self._background = EmbeddingLane(
+            "embedding-background",
+            self._embed_blocking,
+            self._keep,
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+            turn=self._stand_back,
+        )
 
     @classmethod
     @asynccontextmanager
@@ -76,6 +79,7 @@ class EmbeddingQueue:
         max_waiting: int,
         max_text_bytes: int,
         kept_vectors: int,
+        max_stood_back_s: float = MAX_STOOD_BACK_S,
     ) -> AsyncIterator["EmbeddingQueue"]:
         """A running queue; leaving the block fails whoever still waits."""
         queue = cls(
@@ -84,12 +88,17 @@ class EmbeddingQueue:
             max_waiting=max_waiting,
             max_text_bytes=max_text_bytes,
             kept_vectors=kept_vectors,
+            max_stood_back_s=max_stood_back_s,
         )
         try:
-            async with owned_task(queue._run(), "embedding queue"):
+            async with (
+                owned_task(queue._awaited.run(), "embedding queue"),
+                owned_task(queue._background.run(), "background embedding"),
+            ):
                 yield queue
         finally:
-            queue._close()
+            queue._awaited.close()
+            queue._background.close()
 
     @property
     def dimension(self) -> int:
@@ -101,8 +110,12 @@ class EmbeddingQueue:
         """The embedder's fingerprint."""
         return self._embedder.fingerprint
 
-    async def vector(self, text: str) -> Vector:
+    async def vector(self, text: str, *, in_background: bool = False) -> Vector:
         """The unit vector of a text.
+
+        Args:
+            text: to be embedded.
+            in_background: no caller waits for it; whoever has one goes first.
 
         Raises:
             NotComparable: the text is empty, or beyond what the embedder sees.
@@ -116,7 +129,7 @@ class EmbeddingQueue:
             self._kept.move_to_end(key)
             embedded = self._kept[key]
         else:
-            embedded = await self._wait_for(key, text)
+            embedded = await self._wait_for(key, text, in_background=in_background)
         if embedded is None:
             raise NotComparable("the text is beyond what the embedder sees")
         return embedded
@@ -132,63 +145,40 @@ class EmbeddingQueue:
         fingerprint = self._embedder.fingerprint.encode()
         return hashlib.blake2b(text.encode(), digest_size=16, key=fingerprint[:64]).digest()
 
-    async def _wait_for(self, key: bytes, text: str) -> Embedded:
-        waiting = self._running.get(key) or self._waiting.get(key)
+    async def _wait_for(self, key: bytes, text: str, *, in_background: bool) -> Embedded:
+        waiting = self._awaited.find(key) or self._background.find(key)
         if waiting is None:
-            if len(self._waiting) >= self._max_waiting:
-                raise Overloaded(f"{self._max_waiting} texts wait to be embedded already")
-            waiting = _Waiting(text, asyncio.get_running_loop().create_future())
-            self._waiting[key] = waiting
-            self._arrived.set()
+            waiting = WaitingText(text)
+            (self._background if in_background else self._awaited).add(key, waiting)
+        elif not in_background and self._background.is_waiting(key):
+            self._awaited.add(key, waiting)
+            self._background.withdraw(key, waiting)
         waiting.waiters += 1
         try:
             # Shielded: one caller's deadline must not take the vector from the others.
             return await asyncio.shield(waiting.vector)
         finally:
             waiting.waiters -= 1
-            if not waiting.waiters and self._waiting.get(key) is waiting:
-                del self._waiting[key]  # nobody wants it any more and no batch has it yet
-                waiting.vector.cancel()
+            if not waiting.waiters and self._withdraw(key, waiting):
+                waiting.vector.cancel()  # nobody wants it any more and no batch has it yet
 
-    async def _run(self) -> None:
-        while True:
-            await self._arrived.wait()
-            self._running = self._next_batch()
-            if self._running:
-                await self._embed(self._running)
-                self._running = {}
-            if not self._waiting:
-                self._arrived.clear()
+    def _withdraw(self, key: bytes, waiting: WaitingText) -> bool:
+        return self._awaited.withdraw(key, waiting) or self._background.withdraw(key, waiting)
 
-    def _next_batch(self) -> dict[bytes, _Waiting]:
-        """The text that waits longest, with those nearest to it in length."""
-        if not self._waiting:
-            return {}
-        first = len(next(iter(self._waiting.values())).text)
-        by_length = sorted(self._waiting.items(), key=lambda item: abs(len(item[1].text) - first))
-        batch = dict(by_length[: self._max_batch])
-        for key in batch:
-            del self._waiting[key]
-        return batch
-
-    async def _embed(self, batch: dict[bytes, _Waiting]) -> None:
-        loop = asyncio.get_running_loop()
-        texts = [waiting.text for waiting in batch.values()]
-        try:
-            embedded = await loop.run_in_executor(self._thread, self._embed_blocking, texts)
-        except asyncio.CancelledError:
-            _fail(batch, EmbeddingFailed("the embedding queue was closed"))
-            raise
-        except Exception as error:  # noqa: BLE001  # whatever broke, the waiters must hear of it
-            _fail(batch, _as_failure(error))
+    async def _stand_back(self) -> None:
+        """Return when no lookup needs the embedder, or they have gone first long enough."""
+        free = self._awaited.is_free
+        if free.is_set():
             return
-        for (key, waiting), vector in zip(batch.items(), embedded, strict=True):
-            self._keep(key, vector)
-            waiting.vector.set_result(vector)
-        self.embedded_texts += len(batch)
+        try:
+            async with asyncio.timeout(self._max_stood_back_s):
+                while not free.is_set():
+                    await free.wait()
+        except TimeoutError:
+            return
 
-    def _embed_blocking(self, texts: list[str]) -> list[Embedded]:
-        """On the embedding thread: a vector for each text that fits, None for the others."""
+    def _embed_blocking(self, texts: Sequence[str]) -> list[Embedded]:
+        """On a lane's thread: a vector for each text that fits, None for the others."""
         fits = [self._embedder.can_embed(text) for text in texts]
         seen = [text for text, fit in zip(texts, fits, strict=True) if fit]
         rows = iter(self._embedder.embed(seen)) if seen else iter(())
@@ -199,26 +189,3 @@ class EmbeddingQueue:
         self._kept[key] = vector
         while len(self._kept) > self._kept_vectors:
             self._kept.popitem(last=False)
-
-    def _close(self) -> None:
-        _fail(self._waiting, EmbeddingFailed("the embedding queue was closed"))
-        self._waiting.clear()
-        # A batch under way cannot be interrupted; its thread ends with it.
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _as_failure(error: Exception) -> SidecacheError:
-    if isinstance(error, VectorRefused):
-        return EmbeddingFailed(f"the embedder returned no unit vector: {error.text}")
-    if isinstance(error, EmbeddingFailed):
-        return error
-    return EmbeddingFailed(f"the embedder failed: {type(error).__name__}")
-
-
-def _fail(batch: dict[bytes, _Waiting], error: SidecacheError) -> None:
-    for waiting in batch.values():
-        if not waiting.vector.done():
-            waiting.vector.set_exception(error)
-            # Whoever gave up waiting must not turn this into an "exception was
-            # never retrieved" report.
-            waiting.vector.exception()

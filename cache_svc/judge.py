@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from cache_svc.embedding_queue import EmbeddingQueue
+from cache_svc.vector_index import Vector
 from sidecache.errors import SidecacheError
 from sidecache.v1 import cache_pb2
 
@@ -19,7 +20,7 @@ class AnswerJudge:
     """Equal texts say the same; of others, the cosine of their vectors decides.
 
     Args:
-        queue: embeds answers, in turn with the prompts.
+        queue: embeds answers, behind the prompts that callers wait for.
         min_similarity: cosine from which on two answers say the same.
         max_chars: longer answers are compared by their beginnings. A model answers
             first and elaborates later; a difference beyond goes unseen, and embedding
@@ -35,10 +36,13 @@ class AnswerJudge:
         if normalized(one) == normalized(other):
             return True
         try:
-            vectors = [await self._queue.vector(text[: self._max_chars]) for text in (one, other)]
+            vectors = [await self._vector(answer) for answer in (one, other)]
         except SidecacheError:
             return None  # beyond the embedder's window, or it is busy: no observation
         return float(vectors[0] @ vectors[1]) >= self._min_similarity
+
+    async def _vector(self, answer: str) -> Vector:
+        return await self._queue.vector(answer[: self._max_chars], in_background=True)
 
 
 def normalized(answer: str) -> str:

@@ -71,7 +71,7 @@ class Learning:
     async def _around(self, entry: Entry) -> list[Entry]:
         """The entries nearest to a new one, itself left out."""
         # Stored a moment ago: its vector is kept, so this is no work for the embedder.
-        vector = await self._queue.vector(entry.key.text)
+        vector = await self._queue.vector(entry.key.text, in_background=True)
         nearest = await self._index.search(entry.key.place, vector, self._gate.company + 1)
         found = (self._store.get(entry.key.tenant, i) for i, _ in nearest if i != entry.id)
         return [neighbor for neighbor in found if neighbor is not None]

@@ -47,7 +47,7 @@ class Progress:
 class Reembedding:
     """Gives entries that have no vector of the current embedder one, at a bounded rate.
 
-    A lookup never waits for more than the one text that is being embedded.
+    A lookup never waits for it: at most one run of the model goes on beside it.
 
     Args:
         store: knows which entries are still there.
@@ -129,7 +129,7 @@ class Reembedding:
     async def _vector(self, text: str) -> Vector:
         while True:
             try:
-                return await self._queue.vector(text)
+                return await self._queue.vector(text, in_background=True)
             except Overloaded:
                 await self._sleep(OVERLOAD_PAUSE_S)
 

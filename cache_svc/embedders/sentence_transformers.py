@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ class SentenceTransformersEmbedder:
         self, model: Path, *, window_tokens: int | None = None, device: str = "cpu"
     ) -> None:
         self._device = device
+        # Its tokenizer refuses a second thread ("Already borrowed").
+        self._one_thread = RLock()
         self._model = _load(model, device)
         self._window_tokens = window_tokens or int(self._model.max_seq_length)
         self._unknown = self._model.tokenizer.unk_token_id
@@ -36,12 +39,17 @@ class SentenceTransformersEmbedder:
         self.fingerprint: str = _fingerprint(model)
 
     def can_embed(self, text: str) -> bool:
-        ids = self._model.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        with self._one_thread:
+            ids = self._model.tokenizer(text, truncation=False, verbose=False)["input_ids"]
         return BORDER_PIECES < len(ids) <= self._window_tokens and self._unknown not in ids
 
     def embed(self, texts: Sequence[str]) -> Matrix:
         if not texts:
             return np.empty((0, self.dimension), np.float32)
+        with self._one_thread:
+            return self._embed(texts)
+
+    def _embed(self, texts: Sequence[str]) -> Matrix:
         if not all(map(self.can_embed, texts)):
             raise NotComparable(
                 f"a text has over {self._window_tokens} word pieces, or pieces the model "

@@ -1,6 +1,7 @@
 """The real embedder: whole texts, unit vectors, clear refusals."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from cache_svc.embedders.onnx import MINILM_TOKENIZER, OnnxEmbedder
 from cache_svc.embedders.sentence_transformers import SentenceTransformersEmbedder
 from cache_svc.open_embedder import load_embedder
 from cache_svc.settings import SemanticSettings
+from cache_svc.vector_index import Matrix
 from sidecache.errors import SetupError
 
 
@@ -34,6 +36,20 @@ def test_a_batch_changes_nothing(embedder: OnnxEmbedder) -> None:
     together = embedder.embed(texts)
     alone = np.concatenate([embedder.embed([text]) for text in texts])
     np.testing.assert_allclose((together * alone).sum(axis=1), 1, atol=2e-3)
+
+
+def test_two_threads_change_nothing(embedder: OnnxEmbedder) -> None:
+    """A text has bit for bit the vector it has alone while another thread embeds too."""
+    texts = ["How do I cancel?", "What is the capital of France? " * 4]
+    alone = [embedder.embed([text]) for text in texts]
+
+    def embed(turn: int) -> tuple[int, Matrix]:
+        row = turn % len(texts)
+        return row, embedder.embed([texts[row]])
+
+    with ThreadPoolExecutor(2) as threads:
+        for row, vectors in threads.map(embed, range(16)):
+            np.testing.assert_array_equal(vectors, alone[row])
 
 
 def test_meaning_is_near(embedder: OnnxEmbedder) -> None:

@@ -159,7 +159,7 @@ async def test_entry_that_leaves_while_embedded_stays_gone() -> None:
     async with generation(HashEmbedder()) as new:
         stale = new.fill(["one"])
         running = asyncio.create_task(new.reembedding().run(stale))
-        while not new.queue._running and not new.queue._waiting:
+        while new.queue._background.is_free.is_set():
             await asyncio.sleep(0)
         entry = new.store.get("acme", 0)
         assert entry is not None
@@ -207,8 +207,8 @@ async def test_busy_embedder_is_waited_for() -> None:
     async with generation(embedder, max_waiting=1) as new:
         lookups = []
         for text in ("a", "b"):  # one runs, one waits, and the queue is full
-            lookups.append(asyncio.create_task(new.queue.vector(text)))
-            while not new.queue._running:
+            lookups.append(asyncio.create_task(new.queue.vector(text, in_background=True)))
+            while not new.queue._background._running:
                 await asyncio.sleep(0)
         running = asyncio.create_task(new.reembedding().run(new.fill(["one"])))
         while OVERLOAD_PAUSE_S not in new.slept:
