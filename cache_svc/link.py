@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from time import perf_counter
 from typing import Final, Protocol, cast
 
 import grpc
@@ -43,6 +44,9 @@ class Answers(Protocol):
         self, request: cache_pb2.LookupRequest, left_s: float | None
     ) -> cache_pb2.LookupResponse:
         """Answer a lookup within the time its caller has left."""
+
+    def look_up_at_once(self, request: cache_pb2.LookupRequest) -> cache_pb2.LookupResponse | None:
+        """Answer a lookup that nothing is to be waited for; None: :meth:`look_up` has to."""
 
     async def store(self, request: cache_pb2.StoreRequest) -> cache_pb2.StoreResponse:
         """Keep answers."""
@@ -86,6 +90,27 @@ class LinkServer:
             if router.tasks:
                 router.cut()
 
+    def answer_at_once(self, request: cache_pb2.LinkRequest) -> bytes | None:
+        """The frame that answers a question without a task of its own; None: it needs one.
+
+        Most lookups wait for nothing, and the task with its deadline is most of what they
+        would cost.
+        """
+        if not request.HasField("lookup") or self._edge.has_span(request.traceparent):
+            return None
+        started = perf_counter()
+        response, code = cache_pb2.LinkResponse(id=request.id), grpc.StatusCode.OK
+        try:
+            found = self._answers.look_up_at_once(request.lookup)
+            if found is None:
+                return None
+            response.lookup.CopyFrom(found)
+            self._check_size(response)
+        except Exception as error:  # noqa: BLE001 - answered as a status, like a call's
+            code = _refuse(response, error).code
+        self._edge.answered("Lookup", started, code)
+        return frame(response.SerializeToString())
+
     async def answer(self, request: cache_pb2.LinkRequest) -> bytes:
         """The frame that answers a question, well or with a status."""
         method = "Store" if request.HasField("store") else "Lookup"
@@ -99,9 +124,8 @@ class LinkServer:
             question.ended(grpc.StatusCode.CANCELLED)
             raise
         except Exception as error:  # noqa: BLE001 - answered as a status, like a call's
-            ours = _as_ours(error)
+            ours = _refuse(response, error)
             question.ended(ours.code, ours.reason)
-            response.status = to_status(ours).SerializeToString()
         else:
             question.ended()
         return frame(response.SerializeToString())
@@ -116,9 +140,20 @@ class LinkServer:
                 response.store.CopyFrom(await self._answers.store(request.store))
             case _:
                 raise InvalidRequest("no question that this sidecar knows")
+        self._check_size(response)
+
+    def _check_size(self, response: cache_pb2.LinkResponse) -> None:
         if response.ByteSize() > self.max_bytes:
             # At the other end it would cut the link, and everybody's answers with it.
             raise Overloaded(f"an answer of {response.ByteSize()} bytes; may have {self.max_bytes}")
+
+
+def _refuse(response: cache_pb2.LinkResponse, error: Exception) -> SidecacheError:
+    """Answer with what an error means, and with nothing else."""
+    ours = _as_ours(error)
+    # One of several: an answer that is there already is gone.
+    response.status = to_status(ours).SerializeToString()
+    return ours
 
 
 def _as_ours(error: Exception) -> SidecacheError:
@@ -203,7 +238,12 @@ class _Router(asyncio.Protocol):
         """Begin what there is room for; read on while nothing is left of it."""
         loop, most = asyncio.get_running_loop(), self._server.max_questions
         while self._backlog and len(self.tasks) < most and not self._is_behind:
-            task = loop.create_task(self._answer(self._backlog.popleft()))
+            request = self._backlog.popleft()
+            answer = self._server.answer_at_once(request)
+            if answer is not None:
+                self._transport.write(answer)
+                continue
+            task = loop.create_task(self._answer(request))
             self.tasks.add(task)
             task.add_done_callback(self._answered)
         if self._is_ending and not self.tasks and not self._backlog:

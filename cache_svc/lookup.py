@@ -144,6 +144,15 @@ class LookupPath:
             return exact
         return await self.find_similar(query, time_left_s, exact)
 
+    def find_at_once(self, query: Query) -> Hit | Miss | None:
+        """What :meth:`lookup` would say where that waits for nothing; None: it would wait."""
+        exact = self.find_exact(query)
+        if isinstance(exact, Hit):
+            return exact
+        if self._semantic is not None and query.key.text:
+            return None
+        return exact if exact.reason is MissReason.STALE else Miss(MissReason.NOT_COMPARABLE)
+
     async def find_similar(
         self, query: Query, time_left_s: float | None, exact: Miss
     ) -> Hit | Miss:

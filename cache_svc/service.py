@@ -100,6 +100,28 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         self._record(query, outcome, time.perf_counter() - started_s)
         return response
 
+    def look_up_at_once(self, request: cache_pb2.LookupRequest) -> cache_pb2.LookupResponse | None:
+        """Answer a lookup that waits neither for an embedding nor for tokens.
+
+        Returns:
+            None: this one has to; nothing was counted.
+
+        Raises:
+            InvalidRequest: naming the field that has a value it may not have.
+        """
+        started_s = time.perf_counter()
+        if not request.HasField("key"):
+            return None
+        query = read_query(request)
+        outcome = self._path.find_at_once(query)
+        is_hit = isinstance(outcome, Hit)
+        asks_more = request.HasField("prefix") or request.HasField("flight")
+        if outcome is None or (asks_more and not is_hit):
+            return None
+        response = write_outcome(outcome)
+        self._record(query, outcome, time.perf_counter() - started_s)
+        return response
+
     async def _look_up(
         self, query: Query, request: cache_pb2.LookupRequest, left_s: float | None
     ) -> tuple[Hit | Miss, cache_pb2.PrefixHint | None]:

@@ -22,7 +22,7 @@ from observability.interceptors.calls import (
 )
 from observability.listening import fits_unix_path
 from observability.telemetry import Telemetry
-from observability.tracing import parse_traceparent
+from observability.tracing import SAMPLED, parse_traceparent
 from sidecache.errors import InvalidRequest
 
 _UNIX: Final = "unix:"
@@ -92,18 +92,31 @@ class LinkEdge:
         self._service = service
         self._methods: dict[str, Method] = {}
 
+    def has_span(self, traceparent: str) -> bool:
+        """Whether the question may get a span; another needs no context to be answered in."""
+        caller = self._calls.accept(parse_traceparent(traceparent))
+        return caller is None or bool(caller.trace_flags & SAMPLED)
+
+    def answered(self, method: str, started: float, code: grpc.StatusCode) -> None:
+        """Record a question without a span; ``started``: perf_counter's time of it."""
+        self._duration.record(perf_counter() - started, self._method(method).outcome(code))
+
     def begin(self, method: str, traceparent: str, tracestate: str) -> "Question":
         """Start the record of one question, inside the task that answers it."""
-        found = self._methods.get(method)
-        if found is None:
-            path = f"/{self._service}/{method}"
-            found = self._methods[method] = Method(path, system=names.LINK)
+        found = self._method(method)
         parent = parse_traceparent(traceparent, tracestate) if traceparent else None
         caller = self._calls.accept(parent)
         span = self._calls.start(found.name, SpanKind.SERVER, caller, found.span_attributes)
         # Never detached: the context ends with the task.
         otel_context.attach(trace.set_span_in_context(span))
         return Question(self, found, span)
+
+    def _method(self, name: str) -> Method:
+        found = self._methods.get(name)
+        if found is None:
+            path = f"/{self._service}/{name}"
+            found = self._methods[name] = Method(path, system=names.LINK)
+        return found
 
     def ended(self, question: "Question", code: grpc.StatusCode, reason: str) -> None:
         """Record its end."""

@@ -57,10 +57,11 @@ class Account:
         self._lookup_started = ticket.opened_at
         self._tape: Tape | None = None
         self._joined_at = 0.0
+        self._span: trace.Span = trace.INVALID_SPAN
 
     def __enter__(self) -> Self:
         self._lookup_started = self._accounts.clock()
-        span = trace.get_current_span()
+        span = self._span = trace.get_current_span()
         if span.is_recording():
             span.set_attributes(_request_attributes(self._ticket))
         return self
@@ -69,7 +70,7 @@ class Account:
         """Tell how the lookup ended."""
         now = self._accounts.clock()
         duration_s = now - self._lookup_started
-        span = trace.get_current_span()
+        span = self._span
         if isinstance(outcome, Hit):
             self._source = _SOURCES[outcome.tier]
             # A worker may have begun meanwhile, for nothing.
@@ -96,7 +97,7 @@ class Account:
         """Tell that the answer is read along from another caller's stream."""
         self._source = "coalesced"
         if leader.is_valid:
-            trace.get_current_span().add_link(leader)
+            self._span.add_link(leader)
         self._tape = tape
         self._joined_at = self._accounts.clock()
 
@@ -144,7 +145,7 @@ class Account:
             output_tokens=self._output_tokens,
             error_type=None if error is None else _error_type(error),
         )
-        span = trace.get_current_span()
+        span = self._span
         if span.is_recording():
             span.set_attribute(names.SOURCE, self._source)
             if first_token_s is not None:

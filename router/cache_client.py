@@ -21,23 +21,23 @@ from sidecache.v1 import cache_pb2, cache_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-_REASONS = frozenset(cache_pb2.MissReason.values())
 # What has a tier that is not known here may go by rules that are not.
 _TIERS = frozenset((cache_pb2.TIER_EXACT, cache_pb2.TIER_SEMANTIC))
 
 
-def _reason_name(reason: "cache_pb2.MissReason.ValueType") -> str:
-    if reason not in _REASONS:
-        reason = cache_pb2.MISS_REASON_UNSPECIFIED  # a newer sidecar's
-    return cache_pb2.MissReason.Name(reason).removeprefix("MISS_REASON_").lower()
-
-
+_REASONS = {
+    reason: name.removeprefix("MISS_REASON_").lower()
+    for name, reason in cache_pb2.MissReason.items()
+}
 # Reasons that are the sidecar's own word; anything else means it did not answer.
-_TOLD = frozenset(_reason_name(reason) for reason in _REASONS)
+_TOLD = frozenset(_REASONS.values())
 # No lookup was due.
 _NOT_LOOKED_UP = frozenset(("not_asked", "off"))
 # Answers stored in one call.
 _BATCH = 32
+# Between two calls that are not full: under load a store by itself costs both sides several
+# times what an answer more in one does. Far below what router.flights bridges for who asks again.
+_STORE_DISTANCE_S = 0.02
 # More than that at once would hold up the lookups behind it on the link.
 _MAX_LINKED_BYTES = 64 << 10
 
@@ -186,7 +186,7 @@ class CacheClient:
             prefix = PrefixHint.from_sidecar(miss.prefix, ticket.model)
         flight = miss.flight if miss.HasField("flight") else None
         paraphrase = miss.paraphrase if miss.HasField("paraphrase") else None
-        reason = _reason_name(miss.reason) if is_asked else "not_asked"
+        reason = _REASONS.get(miss.reason, "unspecified") if is_asked else "not_asked"
         return Miss(reason, prefix, flight, paraphrase)
 
     def store_soon(
@@ -223,6 +223,8 @@ class CacheClient:
             if not self._pending:
                 self._has_pending.clear()
                 self._all_stored.set()
+            if len(self._pending) < _BATCH:
+                await asyncio.sleep(_STORE_DISTANCE_S)
 
     async def flush(self) -> None:
         """Return once nothing is left to store; how long to wait is the caller's to say."""

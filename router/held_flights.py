@@ -8,7 +8,7 @@ that was lost. All of it is a hint to other routers: without a sidecar each gene
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,17 +66,18 @@ class HeldFlights:
     def __len__(self) -> int:
         return len(self._held)
 
-    @contextmanager
-    def hold(self, ticket: Ticket, tape: Tape) -> Iterator[None]:
+    def hold(self, ticket: Ticket, tape: Tape) -> AbstractContextManager[None]:
         """Keep the lease while the block generates the ticket's answer.
 
         Where the tape then holds an answer, the sidecar ends the lease when that is stored;
         else it is given back at once, and whoever waits for it begins.
         """
         if self._stub is None or ticket.key is None or not ticket.may_store:
-            yield
-            return
-        key = ticket.tenant, ticket.key.exact
+            return nullcontext()
+        return self._holding((ticket.tenant, ticket.key.exact), ticket, tape)
+
+    @contextmanager
+    def _holding(self, key: _Key, ticket: Ticket, tape: Tape) -> Iterator[None]:
         # What is not given back yet is this generation's: its lookup has kept it.
         self._ended.pop(key, None)
         held = self._held.setdefault(key, _Held(ticket.request_id, self._clock()))

@@ -26,6 +26,10 @@ class ServedModel:
     exact_continuation: bool
     adapters: frozenset[str]
 
+    def __hash__(self) -> int:
+        # It is looked up several times in every request; equality still compares everything.
+        return hash((self.name, self.revision))
+
     @classmethod
     def from_worker(cls, answer: worker_pb2.GetModelResponse) -> "ServedModel":
         """What a worker says of itself."""

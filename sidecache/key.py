@@ -15,6 +15,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sidecache.standalone import why_not_standalone
 from sidecache.v1 import inference_pb2 as pb
@@ -122,18 +123,17 @@ def _scope_bytes(
     # Unset and 0 differ: no log-probabilities, or the chosen token's own.
     logprobs = request.logprobs + 1 if request.HasField("logprobs") else 0
     penalties, sampler = _sampling_bytes(request)
-    grammar, guide = _guide(request)
+    amounts = _AMOUNTS.pack(KEY_VERSION, request.max_tokens, request.n, logprobs) + penalties
+    names = (tenant, request.cache.namespace, model, revision, request.adapter, kind)
     tools = request.chat.tools if kind == "chat" else ()
+    if not tools and not request.stop and not request.HasField("guided"):
+        return _plain_scope_bytes(amounts, sampler, names)
+    grammar, guide = _guide(request)
     return _join(
         (
-            _AMOUNTS.pack(KEY_VERSION, request.max_tokens, request.n, logprobs) + penalties,
+            amounts,
             sampler,
-            tenant.encode(),
-            request.cache.namespace.encode(),
-            model.encode(),
-            revision.encode(),
-            request.adapter.encode(),
-            kind.encode(),
+            *[name.encode() for name in names],
             grammar.encode(),
             guide,
             # The first stop string met ends the text, whatever their order.
@@ -145,6 +145,22 @@ def _scope_bytes(
                     for part in (tool.name, tool.description, tool.parameters_json_schema)
                 ]
             ),
+        )
+    )
+
+
+@lru_cache(maxsize=512)
+def _plain_scope_bytes(amounts: bytes, sampler: bytes, names: tuple[str, ...]) -> bytes:
+    """The same where nothing guides decoding: of few kinds, each met again and again."""
+    return _join(
+        (
+            amounts,
+            sampler,
+            *[name.encode() for name in names],
+            b"",
+            b"",
+            _NOTHING,
+            _NOTHING,
         )
     )
 

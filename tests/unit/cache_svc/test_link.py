@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from opentelemetry.trace import NonRecordingSpan, SpanContext, use_span
 
 from cache_svc.link import LinkServer, open_link
 from observability.link import frame
 from observability.settings import ServerSettings, TelemetrySettings, TlsSettings
 from observability.telemetry import Telemetry
+from observability.tracing import SAMPLED
 from router.cache_link import CacheLink
 from sidecache.errors import (
     BrokenInvariant,
@@ -37,9 +39,17 @@ class Answers:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.asked: list[str] = []
+        self.at_once: list[str] = []
         self.left_s: list[float | None] = []
         self.cancelled: list[str] = []
         self.stored = 0
+
+    def look_up_at_once(self, request: cache_pb2.LookupRequest) -> cache_pb2.LookupResponse | None:
+        name = request.key.namespace
+        if not name.startswith("at once"):
+            return None
+        self.at_once.append(name)
+        return self._answer(name.removeprefix("at once").strip() or name)
 
     async def look_up(
         self, request: cache_pb2.LookupRequest, left_s: float | None
@@ -48,18 +58,19 @@ class Answers:
         self.asked.append(name)
         self.left_s.append(left_s)
         try:
-            match name:
-                case "odd":
-                    raise InvalidRequest("is odd", field="key.namespace")
-                case "bug":
-                    raise ZeroDivisionError("with the prompt in its text")
-                case "at once":
-                    pass
-                case _:
-                    await self.may_answer.wait()
+            if name not in ("odd", "bug", "at once"):
+                await self.may_answer.wait()
         except asyncio.CancelledError:
             self.cancelled.append(name)
             raise
+        return self._answer(name)
+
+    @staticmethod
+    def _answer(name: str) -> cache_pb2.LookupResponse:
+        if name == "odd":
+            raise InvalidRequest("is odd", field="key.namespace")
+        if name == "bug":
+            raise ZeroDivisionError("with the prompt in its text")
         response = cache_pb2.LookupResponse()
         response.hit.tier = cache_pb2.TIER_EXACT
         response.hit.entry_id = name if name != "huge" else "x" * 2000
@@ -118,14 +129,27 @@ async def test_stores_go_the_same_way(tmp_path: Path) -> None:
         assert len((await link.store(request, LONG_S)).results) == 3
 
 
-async def test_errors_keep_their_class_and_a_bug_keeps_its_text(tmp_path: Path) -> None:
+async def test_what_waits_for_nothing_is_answered_where_it_was_read(tmp_path: Path) -> None:
+    """Unless its trace is recorded: a span belongs to the context of a task."""
+    answers = Answers()
+    async with served(tmp_path, answers) as (address, _), linked(address) as link:
+        assert (await link.look_up(asks("at once"), LONG_S)).hit.entry_id == "at once"
+        assert (answers.at_once, answers.asked) == (["at once"], [])
+        recorded = SpanContext(1, 2, is_remote=True, trace_flags=SAMPLED)
+        with use_span(NonRecordingSpan(recorded)):
+            assert (await link.look_up(asks("at once"), LONG_S)).hit.entry_id == "at once"
+        assert (answers.at_once, answers.asked) == (["at once"], ["at once"])
+
+
+@pytest.mark.parametrize("way", ["", "at once "])
+async def test_errors_keep_their_class_and_a_bug_keeps_its_text(tmp_path: Path, way: str) -> None:
     """A refusal names its field; what a bug says may quote a prompt and stays there."""
     async with served(tmp_path, Answers()) as (address, _), linked(address) as link:
         with pytest.raises(InvalidRequest) as refused:
-            await link.look_up(asks("odd"), LONG_S)
+            await link.look_up(asks(f"{way}odd"), LONG_S)
         assert refused.value.field == "key.namespace"
         with pytest.raises(BrokenInvariant) as broken:
-            await link.look_up(asks("bug"), LONG_S)
+            await link.look_up(asks(f"{way}bug"), LONG_S)
         assert "prompt" not in str(broken.value)
         assert (await link.look_up(asks("at once"), LONG_S)).hit.entry_id == "at once"
 
@@ -263,14 +287,15 @@ async def test_too_many_questions_wait_in_the_socket(tmp_path: Path) -> None:
     assert [response.hit.entry_id for response in found[20:]] == [f"b{i}" for i in range(50)]
 
 
-async def test_an_answer_that_is_too_long_ends_as_a_status(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["", "at once "])
+async def test_an_answer_that_is_too_long_ends_as_a_status(tmp_path: Path, way: str) -> None:
     """It would cut the link for everybody."""
     async with (
         served(tmp_path, Answers(), max_message_bytes=1024) as (address, _),
         linked(address) as link,
     ):
         with pytest.raises(Overloaded, match="may have 1024"):
-            await link.look_up(asks("huge"), LONG_S)
+            await link.look_up(asks(f"{way}huge"), LONG_S)
         assert (await link.look_up(asks("at once"), LONG_S)).hit.entry_id == "at once"
 
 

@@ -169,6 +169,25 @@ async def test_exact_hits_need_no_embedder(cache: Cache) -> None:
     assert len(cache.embedder.batches) == batches
 
 
+@pytest.mark.parametrize("compares", [True, False])
+async def test_what_is_found_at_once_is_what_a_lookup_finds(cache: Cache, compares: bool) -> None:
+    """A hit always; a miss only where no text is compared, for that would have to wait."""
+    path = cache.path
+    if not compares:
+        path = LookupPath(cache.store, None, cache.clock, NoOpTracer())
+    await cache.put("cats: one")
+    cache.clock.now_s += 30
+    known, unknown = Query(key_of("cats: one")), Query(key_of("dogs: one"))
+    stale = replace(known, max_age_s=10.0)
+    assert isinstance(path.find_at_once(known), Hit)
+    for query in (known, unknown, stale):
+        found = path.find_at_once(query)
+        if compares and query is not known:
+            assert found is None
+        else:
+            assert found == await path.lookup(query, None)
+
+
 async def test_miss_and_store_embed_once(cache: Cache) -> None:
     """Storing what was just looked up costs no second embedding."""
     await cache.ask("cats: one")

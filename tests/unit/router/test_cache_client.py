@@ -45,9 +45,10 @@ class Moody(cache_pb2_grpc.CacheServiceServicer):
         )
 
     def __init__(self) -> None:
-        self.stored = 0
+        self.stored = self.store_calls = 0
 
     async def Store(self, request: Any, context: Any) -> cache_pb2.StoreResponse:
+        self.store_calls += 1
         self.stored += len(request.entries)
         return cache_pb2.StoreResponse()
 
@@ -168,6 +169,24 @@ async def test_what_is_large_is_a_call(tmp_path: Path) -> None:
         running.cancel()
         await asyncio.wait((running,))
     assert (answers.stored, moody.stored) == (1, 1)
+
+
+async def test_stores_that_follow_one_another_closely_go_together() -> None:
+    """The first at once; what comes soon after it in one call."""
+    moody = Moody()
+    async with moody_client(moody=moody) as client:
+        running = asyncio.create_task(client.run())
+        answer = cache_pb2.Answer(deltas=[pb.Delta(token_ids=[1])])
+        client.store_soon(ticket("", 10.0), answer)
+        await asyncio.wait_for(client.flush(), 10)
+        assert (moody.store_calls, moody.stored) == (1, 1)
+        for _ in range(5):
+            client.store_soon(ticket("", 10.0), answer)
+            await asyncio.sleep(0)
+        await asyncio.wait_for(client.flush(), 10)
+        running.cancel()
+        await asyncio.wait((running,))
+    assert (moody.store_calls, moody.stored) == (2, 6)
 
 
 async def test_a_sidecar_that_starts_a_moment_later_misses_no_answer(tmp_path: Path) -> None:
