@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 
 from sidecache import weights
 from tests.fixtures.checkpoint import make_checkpoint
@@ -13,6 +14,10 @@ from tests.fixtures.checkpoint import make_checkpoint
 if TYPE_CHECKING:
     from tests.contract.engines import Subject
     from tests.fixtures.vllm_server import VllmServer
+
+# How long one example takes says more about what else the machine does.
+settings.register_profile("sidecache", deadline=None)
+settings.load_profile("sidecache")
 
 
 @pytest.fixture(scope="session")
