@@ -78,11 +78,16 @@ class Roster:
         self.index()
 
     def set_state(self, worker: Worker, state: State) -> None:
-        """Take in a worker's health; one that is lost too often has to wait for its return."""
+        """Take in a worker's health; one that is lost too often has to wait for its return.
+
+        A worker that has been removed may still have streams, and be found lost by them.
+        """
         if worker.state is not state:
             log.info("worker is %s", state.value, extra={"worker": worker.name})
             was_ready = worker.state is State.READY
             worker.state = state
+            if self._workers.get(worker.address) is not worker:
+                return
             if was_ready:
                 self._damping[worker.address].lost()
             elif state is State.READY:
