@@ -19,9 +19,11 @@ def test_targets_that_can_be(target: str) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["", "host", "host:", "host:0", "host:70000", ":7071", "unix:"]
-    # To a resolver they are a bug of its caller's, which ended the watch over all workers.
-    + ["dns:a..b:7071", f"dns:{'a' * 64}.net:7071"],
+    [
+        *("", "host", "host:", "host:0", "host:70000", ":7071", "unix:"),
+        # To a resolver they are a bug of its caller's, which ended the watch over all workers.
+        *("dns:a..b:7071", f"dns:{'a' * 64}.net:7071"),
+    ],
 )
 def test_targets_that_cannot_be(target: str) -> None:
     """Anything else is refused at start, by name."""
