@@ -115,7 +115,7 @@ def _of_lines(path: Path, text: str) -> list[str]:
 def _of_toml(path: Path, text: str) -> list[str]:
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SetupError(f"worker list {path}: not TOML ({error})") from error
     workers = table.pop("workers", None)
     if table or not isinstance(workers, list) or not all(isinstance(w, str) for w in workers):

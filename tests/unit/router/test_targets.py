@@ -77,7 +77,8 @@ async def test_a_toml_file_lists_workers(tmp_path: Path) -> None:
     path = tmp_path / "workers.toml"
     path.write_text('# fleet\nworkers = ["127.0.0.1:7071", "unix:/run/w.sock"]\n')
     assert await resolve(check_target(f"file:{path}")) == {"127.0.0.1:7071", "unix:/run/w.sock"}
-    for content in ("", 'workers = ["127.0.0.1:70', "workers = 7", "worker = []", "workers = [7]"):
+    torn = ("", 'workers = ["127.0.0.1:70', "workers = 7", "worker = []", "workers = [7]")
+    for content in (*torn, "workers = " + "[" * 20_000):
         path.write_text(content)
         with pytest.raises(SetupError, match=str(path)):
             await resolve(f"file:{path}")
