@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadConfiguration([f"--config {path}: {error.strerror}"]) from error
-    except ValueError as error:  # malformed TOML, or not UTF-8
+    except (ValueError, RecursionError) as error:  # malformed TOML, or not UTF-8
         raise BadConfiguration([f"--config {path} is not TOML: {error}"]) from error
 
 

@@ -133,7 +133,8 @@ class KeyRing:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise SetupError(f"keys_file {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            # The last: it is nested deeper than any TOML that is meant.
             raise SetupError(f"keys_file {path}: not TOML: {error}") from error
         entries, tenants = document.pop("keys", []), document.pop("tenants", [])
         if document or not isinstance(entries, list) or not isinstance(tenants, list):

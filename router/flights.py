@@ -93,7 +93,7 @@ class Flights:
         Raises:
             SidecacheError: what ended it for everybody, or this reader's own stall.
         """
-        flight.readers += 1
+        self._reads(flight)
         try:
             await flight.join(Joined(ticket, reader), self._reader_stall_s)
         finally:
@@ -168,13 +168,17 @@ class Flights:
         await self._rejoin(flight, 0, reader)
 
     async def _rejoin(self, flight: Flight, offset: int, reader: Reader) -> None:
-        if (expiry := self._expiry.pop(flight.ticket.request_id, None)) is not None:
-            expiry.cancel()
-        flight.readers += 1
+        self._reads(flight)
         try:
             await flight.rejoin(reader, offset, self._reader_stall_s)
         finally:
             await self._left(flight)
+
+    def _reads(self, flight: Flight) -> None:
+        """One more reader: while there is any, nobody's return is awaited."""
+        if (expiry := self._expiry.pop(flight.ticket.request_id, None)) is not None:
+            expiry.cancel()
+        flight.readers += 1
 
     def close(self) -> None:
         """End what nobody reads any more."""

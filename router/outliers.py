@@ -11,6 +11,7 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary, WeakSet
 
 from router.breaker import Breaker
 from router.settings import OutlierSettings
@@ -67,9 +68,10 @@ class Outliers:
     def __init__(self, settings: OutlierSettings, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
-        self._records: dict[Worker, Record] = {}
+        # A stream of a worker that was forgotten may still end: what it says goes with the worker.
+        self._records: WeakKeyDictionary[Worker, Record] = WeakKeyDictionary()
         # Those with an open breaker or out for a time; empty nearly always.
-        self._troubled: set[Worker] = set()
+        self._troubled: WeakSet[Worker] = WeakSet()
         self._faded_at = clock()
         self.ejections = 0
 

@@ -72,17 +72,23 @@ class Roster:
         self._damping[worker.address] = Damping(self._settings, self._clock)
 
     def remove(self, worker: Worker) -> None:
-        """Know it no more."""
-        del self._workers[worker.address], self._damping[worker.address]
-        self._contacted.discard(worker.address)
-        self.index()
+        """Know it no more; another one may be known at its address by now."""
+        if self._workers.get(worker.address) is worker:
+            del self._workers[worker.address], self._damping[worker.address]
+            self._contacted.discard(worker.address)
+            self.index()
 
     def set_state(self, worker: Worker, state: State) -> None:
-        """Take in a worker's health; one that is lost too often has to wait for its return."""
+        """Take in a worker's health; one that is lost too often has to wait for its return.
+
+        A worker that has been removed may still have streams, and be found lost by them.
+        """
         if worker.state is not state:
             log.info("worker is %s", state.value, extra={"worker": worker.name})
             was_ready = worker.state is State.READY
             worker.state = state
+            if self._workers.get(worker.address) is not worker:
+                return
             if was_ready:
                 self._damping[worker.address].lost()
             elif state is State.READY:

@@ -63,6 +63,7 @@ def _check_address(target: str, *, may_be_name: bool) -> str:
     is_ipv6 = host.startswith("[") and host.endswith("]")
     if (
         not host
+        or not _is_name(host)
         or (":" in host and not is_ipv6)
         or not port.isdigit()
         or not 0 < int(port) < 1 << 16
@@ -70,6 +71,15 @@ def _check_address(target: str, *, may_be_name: bool) -> str:
         forms = ", dns:host:port or file:/path" if may_be_name else ""
         raise SetupError(f"worker target {target!r}: may be host:port, unix:/path{forms}")
     return target
+
+
+def _is_name(host: str) -> bool:
+    """Whether a resolver takes it: one with an empty or endless label is no name at all."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _read_list(target: str) -> frozenset[str]:
@@ -105,7 +115,7 @@ def _of_lines(path: Path, text: str) -> list[str]:
 def _of_toml(path: Path, text: str) -> list[str]:
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SetupError(f"worker list {path}: not TOML ({error})") from error
     workers = table.pop("workers", None)
     if table or not isinstance(workers, list) or not all(isinstance(w, str) for w in workers):

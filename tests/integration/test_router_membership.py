@@ -94,6 +94,25 @@ async def test_a_worker_may_change_its_mind_about_leaving(tmp_path: Path) -> Non
             await served_by(stack.client, {"w1"})
 
 
+async def test_a_worker_lost_after_its_grace_loses_no_stream(tmp_path: Path) -> None:
+    """Forgotten already, it is as lost as any other: its stream goes on elsewhere."""
+    path = tmp_path / "workers"
+    async with scripted_worker("w1", **SLOW) as one, scripted_worker("w2", **SLOW) as two:
+        write_list(path, [one.server.address])
+        async with listed_stack(tmp_path, path, leave_grace_s=0.05) as stack:
+            async with stack.client.generate("x", max_tokens=200) as stream:
+                events = aiter(stream)
+                ids = list((await anext(events)).delta.token_ids)
+                write_list(path, [two.server.address])
+                async with stack.connect("operator") as operator, asyncio.timeout(5):
+                    while [worker.worker for worker in await operator.workers()] != ["w2"]:
+                        await asyncio.sleep(0.01)
+                await one.server.drain(0)
+                ids += [i async for event in events for i in event.delta.token_ids]
+            seed = prompt_seed(await stack.client.tokenize("x"))
+            assert ids == [scripted_token(seed, position) for position in range(200)]
+
+
 async def test_a_bad_list_leaves_the_fleet_as_it_is(tmp_path: Path) -> None:
     """A torn, wrong or missing file costs nobody a worker."""
     path = tmp_path / "workers"

@@ -101,6 +101,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.write_text("limit = \n")
     assert f"{file} is not TOML" in complaint("--config", str(file))
+    file.write_text("limit = " + "[" * 20_000)
+    assert f"{file} is not TOML" in complaint("--config", str(file))
     file.write_bytes(b"\xff\xfe")
     assert f"{file} is not TOML" in complaint("--config", str(file))
 

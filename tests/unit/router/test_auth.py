@@ -64,6 +64,7 @@ DIGEST = "0" * 64
     ("text", "problem"),
     [
         ("keys = [", "not TOML"),
+        ("keys = " + "[" * 20_000, "not TOML"),
         ("secret = 1", "only \\[\\[keys\\]\\]"),
         ("keys = 3", "only \\[\\[keys\\]\\]"),
         (f'[[keys]]\ntenant = ""\nsha256 = "{DIGEST}"', "key 1: tenant is ''"),

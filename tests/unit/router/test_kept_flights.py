@@ -8,6 +8,7 @@ import pytest
 
 from router.cache_client import Miss
 from router.flights import Flights
+from router.relay import Reader
 from router.settings import FlightSettings
 from sidecache.errors import (
     NotFound,
@@ -116,3 +117,28 @@ async def test_a_router_reads_only_what_is_generated_here() -> None:
     await flights.show("acme", KEY.exact, other)
     assert other.ids == list(range(TOKENS))
     await asking
+
+
+async def test_who_reads_along_while_a_return_is_awaited_gets_the_whole_stream() -> None:
+    """The window of who was lost ends his own hope, and not another caller's answer."""
+    flights, generation = make_flights(), Generation()
+    may_speak = asyncio.Event()
+
+    async def later(reader: Reader) -> None:
+        await may_speak.wait()
+        await generation(reader)
+
+    mine = replace(ticket(), attach_window_s=0.01)
+    asking = asyncio.create_task(flights.fly(mine, generation.tape, Listener(), later))
+    await steps(5)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    flight = flights.to_join(ticket("other"))
+    assert flight
+    other = Listener()
+    reading = asyncio.create_task(flights.join(flight, ticket("other"), other))
+    await asyncio.wait((reading,), timeout=0.05)
+    may_speak.set()
+    await reading
+    assert other.ids == list(range(TOKENS))
+    flights.close()

@@ -1,5 +1,7 @@
 """Workers that do worse than their peers are left out, and never too many of them."""
 
+import gc
+
 from router.outliers import Outliers
 from router.settings import OutlierSettings
 from router.worker import Worker
@@ -98,3 +100,16 @@ async def test_who_only_does_worse_is_used_where_no_peer_is_left() -> None:
     for _ in range(3):
         outliers.failed(workers[0])
     assert outliers.usable(workers[:1]) == []
+
+
+async def test_what_a_forgotten_workers_last_streams_say_goes_with_it() -> None:
+    """It left with streams: they end after it was forgotten, and nobody is compared with it."""
+    outliers = Outliers(OutlierSettings(failures_to_open=1), Clock())
+    worker = make_worker("w1")
+    outliers.forget(worker)
+    outliers.completed(worker)
+    outliers.failed(worker)
+    assert len(outliers._records) == len(outliers._troubled) == 1
+    del worker
+    gc.collect()
+    assert len(outliers._records) == len(outliers._troubled) == 0
