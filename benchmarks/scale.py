@@ -24,7 +24,7 @@ from benchmarks.arrivals import Arrival, Burstiness, arrivals, step
 from benchmarks.statistics import quantile
 from benchmarks.traces import NATIVE_BLOCKS, load_trace
 from router.admission.scale import ArrivalRate, Demand, ScaleSignal
-from router.settings import ScaleSettings
+from router.admission.settings import ScaleSettings
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from router.admission.settings import AdmissionSettings
 from router.model import ServedModel
-from router.settings import AdmissionSettings
 from router.worker import Worker
 
 

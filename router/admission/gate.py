@@ -17,9 +17,9 @@ from router.admission.lane import Lane, QueueBounds
 from router.admission.place import Place
 from router.admission.priority import PriorityClass
 from router.admission.quotas import Quotas, TenantQuota
+from router.admission.settings import AdmissionSettings
 from router.model import ServedModel
 from router.prefix import PrefixHint
-from router.settings import AdmissionSettings
 from router.tape import Tape
 from router.tenant_limits import LimitsOf, unlimited
 from router.ticket import Ticket

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from router.settings import ScaleSettings
+from router.admission.settings import ScaleSettings
 
 Reason = Literal["none", "running", "offered", "waiting", "kv_cache", "bounds"]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from router.admission.lane import Lane
 from router.admission.scale import ArrivalRate, Demand, ScaleSignal
+from router.admission.settings import ScaleSettings
 from router.model import ServedModel
-from router.settings import ScaleSettings
 from router.worker import Worker
 
 

@@ -128,10 +128,10 @@ async def test_an_idle_worker_that_stops_gets_nothing_until_it_goes_on(tmp_path:
         model = pool.model("")
         assert {leased(pool, model) for _ in range(4)} == {idle, *pool.workers}
         stopped.hang()
-        await until(lambda: idle.is_hushed)
+        others = [one for one in pool.workers if one is not idle]
+        await until(lambda: idle.is_hushed and not others[0].is_hushed)
         assert idle.state is State.READY  # no verdict: where no other is, it is still asked
         assert idle not in {leased(pool, model) for _ in range(4)}
-        others = [one for one in pool.workers if one is not idle]
         with pool.lease(model, avoid=others) as lease:
             assert lease.worker is idle
         stopped.resume()
@@ -143,7 +143,7 @@ async def test_an_idle_worker_that_stops_gets_nothing_until_it_goes_on(tmp_path:
 async def pooled(addresses: list[str]) -> AsyncIterator[WorkerPool]:
     """The router's workers as it knows them; pings tell it nothing."""
     telemetry = quiet_telemetry("sidecache-router")
-    routing = RoutingSettings(policy="round_robin", load_interval_s=0.05, load_timeout_s=0.3)
+    routing = RoutingSettings(policy="round_robin", load_interval_s=0.05, load_timeout_s=0.6)
     channels = ChannelSettings(keepalive_timeout_s=UNPINGED["keepalive_timeout_s"])
     clock = asyncio.get_running_loop().time
     pool = WorkerPool(

@@ -119,8 +119,10 @@ async def test_a_router_that_has_nothing_costs_a_moment(script: AttachScript) ->
     async with follower() as f:
         assert not await f.follow(script)
         assert (f.ids, f.tape.tokens) == ([], 0)
-        async with asyncio.timeout(5):
-            await f.service.detached.wait()
+        # On a busy machine it may be given up before the call has come there.
+        if f.service.attached:
+            async with asyncio.timeout(5):
+                await f.service.detached.wait()
 
 
 @pytest.mark.parametrize("error", [LOST, None])

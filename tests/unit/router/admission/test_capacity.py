@@ -1,7 +1,7 @@
 """What the fleet can run at once, as far as its workers say."""
 
 from router.admission.capacity import Capacity, fleet_capacity
-from router.settings import AdmissionSettings
+from router.admission.settings import AdmissionSettings
 from router.worker import State, Worker
 from sidecache.v1 import worker_pb2
 from tests.unit.router.fleet import make_worker

@@ -9,7 +9,7 @@ import pytest
 from router.admission.gate import Admission
 from router.admission.place import Place
 from router.admission.priority import PriorityClass
-from router.settings import AdmissionSettings
+from router.admission.settings import AdmissionSettings
 from router.tape import Tape
 from router.tenant_limits import TenantLimits
 from router.ticket import Ticket

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from benchmarks.arrivals import Burstiness, arrivals
 from benchmarks.scale import Fleet, bursts, reaction
 from router.admission.scale import ArrivalRate, Demand, ScaleSignal, desired_workers
-from router.settings import ScaleSettings
+from router.admission.settings import ScaleSettings
 
 OBJECTIVES = ScaleSettings(target_utilization=0.8, target_wait_s=1.0, drain_s=10.0)
 
