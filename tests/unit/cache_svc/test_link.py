@@ -287,6 +287,28 @@ async def test_too_many_questions_wait_in_the_socket(tmp_path: Path) -> None:
     assert [response.hit.entry_id for response in found[20:]] == [f"b{i}" for i in range(50)]
 
 
+async def test_a_router_that_reads_no_answers_is_asked_no_more(tmp_path: Path) -> None:
+    """Answers given at once fill no memory either; who reads again gets every one of them."""
+    answers, count = Answers(), 2000
+    question = cache_pb2.LinkRequest(
+        lookup=asks("at once huge"), traceparent=f"00-{1:032x}-{1:016x}-00"
+    )
+    async with served(tmp_path, answers) as (_, server):
+        reader, writer = await asyncio.open_unix_connection(
+            f"{tmp_path}/c.sock.link", limit=1 << 10
+        )
+        writer.write(frame(question.SerializeToString()) * count)
+        while not any(router.is_paused for router in server.routers):
+            await asyncio.sleep(0)
+        assert 0 < len(answers.at_once) < count
+        for _ in range(count):
+            size = int.from_bytes(await reader.readexactly(4), "little")
+            response = cache_pb2.LinkResponse.FromString(await reader.readexactly(size))
+            assert len(response.lookup.hit.entry_id) == 2000
+        writer.close()
+    assert len(answers.at_once) == count
+
+
 @pytest.mark.parametrize("way", ["", "at once "])
 async def test_an_answer_that_is_too_long_ends_as_a_status(tmp_path: Path, way: str) -> None:
     """It would cut the link for everybody."""
