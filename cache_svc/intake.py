@@ -127,8 +127,9 @@ class Intake:
         if self._quarantine.holds(key):
             return None, "answers to this request were reported as wrong hits"
         try:
-            # Its lookup has just embedded the same text: usually no work at all.
-            return await self._queue.vector(key.text), ""
+            # Its lookup has just embedded the same text: usually no work at all. Else it takes
+            # its turn among the answers learnt from, which would fall behind it otherwise.
+            return await self._queue.vector(key.text, in_background=True), ""
         except NotComparable as error:
             return None, error.text
         except SidecacheError as error:
