@@ -108,7 +108,8 @@ async def open_server(
     edge = ServerEdge(telemetry, services, cut_off)
     server = grpc.aio.server(
         interceptors=(edge, *interceptors),
-        options=(*_options(settings), *options),
+        # Of an option that is given twice gRPC takes the first.
+        options=tuple((dict(_options(settings)) | dict(options)).items()),
     )
     register(server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

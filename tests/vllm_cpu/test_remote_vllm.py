@@ -120,7 +120,7 @@ async def test_a_busy_vllm_leaves_others_their_share(subject: Subject) -> None:
     )
     await run(subject, prompt(9, 5), 3000)
     said, _ = await sleeper.communicate(b"enough")
-    assert float(said) < 1.0
+    assert float(said) < 2.0
 
 
 async def test_leaving_frees_the_servers_slot(subject: Subject, vllm_server: VllmServer) -> None:

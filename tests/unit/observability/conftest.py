@@ -126,6 +126,7 @@ async def serving(
     client: End | None = None,
     settings: ServerSettings | None = None,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    options: Sequence[tuple[str, int | str]] = (),
 ) -> AsyncIterator[Pair]:
     pair = Pair(
         service,
@@ -138,6 +139,7 @@ async def serving(
         lambda server: rpc.add_InferenceServiceServicer_to_server(service, server),
         services=[SERVICE],
         interceptors=interceptors,
+        options=options,
     ) as running:
         pair.running, pair.address = running, running.address
         async with open_channel(running.address, pair.client.telemetry) as channel:

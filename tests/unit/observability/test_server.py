@@ -54,6 +54,25 @@ async def test_a_watcher_hears_each_change_and_the_end(pair: Pair) -> None:
     await asyncio.wait_for(drained, 5)
 
 
+async def test_a_services_own_option_counts_for_more() -> None:
+    """It may send more than the settings let everyone send, as a large tokenizer's file."""
+    large = pb.ListModelsResponse(models=[pb.Model(name="m" * 5000)])
+
+    async def answer(_request: Any, _context: Any) -> pb.ListModelsResponse:
+        return large
+
+    settings = ServerSettings(max_message_bytes=4096)
+    for most, taken in ((4096, False), (8192, True)):
+        options = (("grpc.max_send_message_length", most),)
+        async with serving(Service(unary=answer), settings=settings, options=options) as pair:
+            call = pair.stub.ListModels(pb.ListModelsRequest(), timeout=5)
+            if taken:
+                assert await call == large
+                continue
+            with pytest.raises(grpc.aio.AioRpcError, match="larger than max"):
+                await call
+
+
 async def test_a_drain_lets_running_calls_finish(pair: Pair) -> None:
     """During a drain the running stream ends whole, and new calls are refused."""
     assert pair.running is not None
