@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -71,6 +72,8 @@ def test_chat_in_a_terminal(up: Up) -> None:
     """Ctrl-C ends the answer and not the program; Ctrl-D ends the program."""
     child, terminal = pty.fork()
     if child == 0:
+        # A run in the background may have been started with it ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         command = [sys.executable, "-m", "sidecache", "chat", "-a", up.address]
         os.execve(sys.executable, command, up.environment)  # noqa: S606  our own program
     try:
